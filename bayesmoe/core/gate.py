@@ -1,0 +1,187 @@
+"""The gate contract: what a gate declares so that every other room can work with it."""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from bayesmoe.core.measure import GateParameters
+
+if TYPE_CHECKING:
+    from bayesmoe.core.priors import Prior
+    from bayesmoe.core.scaling import Scaling
+
+PARAMETER_BLOCKS = ("gate_slope", "temperature", "slope", "intercept", "variance")
+
+
+class BlockExponents(NamedTuple):
+    """Exponents of the five parameter blocks of a Voronoi loss, each of shape ``(...)``."""
+
+    gate_slope: Array
+    temperature: Array
+    slope: Array
+    intercept: Array
+    variance: Array
+
+
+class Rate(NamedTuple):
+    """A theoretical rate n^exponent, up to logarithms, and how to print it.
+
+    An exponent of zero means that no power of n is reached.
+    """
+
+    exponent: float
+    text: str
+
+
+def power_rate(numerator: int, denominator: int) -> Rate:
+    """The rate n^(-numerator/denominator)."""
+    return Rate(-numerator / denominator, f"n^-{numerator}/{denominator}")
+
+
+NO_RATE = Rate(0.0, "none (ray)")
+
+
+def polynomial_order(cell_size: Array) -> Array:
+    """r̄(m): 1, 4, 6 for m = 1, 2, 3 fitted atoms in a cell, and the lower bound 7 beyond.
+
+    The smallest order at which the system of polynomial equations of Ho & Nguyen (Ann. Statist.
+    2016) has no non-trivial solution; empty cells count as one atom.
+    """
+    return jnp.asarray([1.0, 1.0, 4.0, 6.0, 7.0])[jnp.clip(cell_size, 0, 4)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Gate(abc.ABC):
+    """A gate: its logits, its identifiable coordinates, its invariances and its theory.
+
+    Subclasses are frozen dataclasses, hence hashable, so that compiled functions can take a gate
+    as a static argument. A new gate is one file that subclasses this and sets the class
+    attributes; only `logits`, `program`, `voronoi_exponents` and `expected_rate` are abstract.
+
+    Coordinates. Sampling and optimisation use identifiable coordinates of the gate, one flat
+    vector: the free gate slopes (divided by τ if `slope_per_temperature`), the free intercepts
+    (divided by τ if `intercept_per_temperature`), then log τ if `has_temperature`.
+    """
+
+    name: ClassVar[str]
+    #: whether τ is a free parameter (otherwise it is one)
+    has_temperature: ClassVar[bool]
+    #: whether β1/τ, rather than β1, is the identifiable coordinate
+    slope_per_temperature: ClassVar[bool]
+    #: whether β0/τ, rather than β0, is the identifiable coordinate
+    intercept_per_temperature: ClassVar[bool]
+    #: whether logits are linear in x: then slopes may be translated (gauge), and the design centred
+    linear: ClassVar[bool]
+
+    @property
+    def ray(self) -> bool:
+        """Whether (cβ1, cβ0, cτ), c > 0, all give the same density."""
+        return False
+
+    @property
+    def flip(self) -> bool:
+        """Whether two slopes (u, v) and (-v, -u) give the same gate (odd activations)."""
+        return False
+
+    @property
+    def subset_size(self) -> int | None:
+        """K of a top-K gate; None if all experts are active everywhere."""
+        return None
+
+    @property
+    def label(self) -> str:
+        """How figures and tables name the gate, options included."""
+        return self.name.replace("_", " ").replace("dense to sparse", "dense-to-sparse")
+
+    def check(self, n_experts: int) -> None:
+        """Raise ValueError if the gate cannot serve ``n_experts`` experts."""
+
+    @abc.abstractmethod
+    def logits(self, parameters: GateParameters, x: Array) -> Array:
+        """Logits z_i(x), shape ``(k, n)`` for x of shape ``(d, n)``; -inf excludes an expert."""
+
+    @abc.abstractmethod
+    def program(
+        self,
+        x: Array,
+        y: Array | None,
+        *,
+        n_experts: int,
+        prior: Prior,
+        scaling: Scaling,
+    ) -> None:
+        """The NumPyro program; x of shape ``(n, d)``, y of shape ``(n,)`` or None to simulate."""
+
+    @abc.abstractmethod
+    def voronoi_exponents(self, cell_size: Array, *, identified: bool) -> BlockExponents:
+        """Exponents of the loss for cells with ``cell_size`` fitted atoms, elementwise.
+
+        ``identified`` asks for the loss taken modulo the rays, too.
+        """
+
+    @abc.abstractmethod
+    def expected_rate(self, quantity: str, over_specified: bool) -> Rate:
+        """Theoretical rate of "loss", "identified_loss" or one of `PARAMETER_BLOCKS`.
+
+        ``over_specified`` means cells of at most two fitted atoms (k = k* + 1).
+        """
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the un-tempered logit under the weak prior: sets τ's scale."""
+        return 1.0
+
+    def log_probabilities(self, parameters: GateParameters, x: Array) -> Array:
+        """log π_i(x), shape ``(k, n)`` for x of shape ``(d, n)``."""
+        return jax.nn.log_softmax(self.logits(parameters, x), axis=0)
+
+    def n_coordinates(self, n_experts: int, n_covariates: int) -> int:
+        """The number of free gate parameters."""
+        return (n_experts - 1) * (n_covariates + 1) + int(self.has_temperature)
+
+    def from_coordinates(
+        self, coordinates: Array, n_experts: int, n_covariates: int
+    ) -> GateParameters:
+        """The paper's parameters at identifiable coordinates of shape ``(n_coordinates,)``."""
+        free = n_experts - 1
+        temperature = jnp.exp(coordinates[-1]) if self.has_temperature else jnp.ones(())
+        slope = coordinates[: free * n_covariates].reshape(free, n_covariates)
+        intercept = coordinates[free * n_covariates : free * (n_covariates + 1)]
+        if self.slope_per_temperature:
+            slope = slope * temperature
+        if self.intercept_per_temperature:
+            intercept = intercept * temperature
+        return GateParameters(
+            jnp.concatenate([slope, jnp.zeros((1, n_covariates))]),
+            jnp.concatenate([intercept, jnp.zeros(1)]),
+            temperature,
+        )
+
+    def to_coordinates(self, parameters: GateParameters) -> Array:
+        """The inverse of `from_coordinates`; any reference is moved to zero where allowed."""
+        slope, intercept, temperature = parameters
+        if self.linear:
+            slope = slope - slope[-1:]
+        slope, intercept = slope[:-1], (intercept - intercept[-1])[:-1]
+        if self.slope_per_temperature:
+            slope = slope / temperature
+        if self.intercept_per_temperature:
+            intercept = intercept / temperature
+        blocks = [slope.ravel(), intercept]
+        if self.has_temperature:
+            blocks.append(jnp.log(temperature)[None])
+        return jnp.concatenate(blocks)
+
+    def log_jacobian(self, parameters: GateParameters) -> Array:
+        """log |∂(β1, β0, τ)/∂coordinates|, a scalar."""
+        if not self.has_temperature:
+            return jnp.zeros(())
+        k, d = parameters.slope.shape
+        power = 1 + (k - 1) * (d * self.slope_per_temperature + self.intercept_per_temperature)
+        return power * jnp.log(parameters.temperature)

@@ -1,0 +1,184 @@
+"""Priors: weakly informative, flat and compact, on standardised data."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+from jax import Array
+from numpyro.distributions import constraints
+
+from bayesmoe.core.gate import Gate
+from bayesmoe.core.measure import GateParameters, MixingMeasure
+from bayesmoe.core.scaling import Scaling
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prior:
+    """Independent priors of the paper's parameters, stated for standardised data.
+
+    Each field is a scalar NumPyro distribution, used for every free entry of its block. On the
+    original scale the same prior is the affine image under `Scaling`.
+
+    Attributes
+    ----------
+    gate_slope
+        Prior of each free β1.
+    gate_intercept
+        Prior of each free β0, or of β0/τ if ``intercept_per_temperature``.
+    temperature
+        Prior of τ (unused by gates without a temperature).
+    slope, intercept, variance
+        Priors of each a, b and ν.
+    intercept_per_temperature
+        Whether ``gate_intercept`` describes β0/τ. Wide priors on β0 alone put nearly all prior
+        mass on empty experts when τ is small.
+    proper
+        Whether the prior integrates to one, so that a posterior is sure to exist.
+    """
+
+    gate_slope: dist.Distribution
+    gate_intercept: dist.Distribution
+    temperature: dist.Distribution
+    slope: dist.Distribution
+    intercept: dist.Distribution
+    variance: dist.Distribution
+    intercept_per_temperature: bool = False
+    proper: bool = True
+
+    def log_density(self, gate: Gate, measure: MixingMeasure) -> Array:
+        """log p(measure) in the paper's parameters of standardised data, reference excluded.
+
+        This is the density that MAP estimation uses: no Jacobian of any coordinates. It is -inf
+        outside the support.
+        """
+        tau = measure.temperature
+        intercept = measure.gate_intercept[:-1]
+        total = jnp.zeros(())
+        if self.intercept_per_temperature:
+            intercept = intercept / tau
+            total -= intercept.size * jnp.log(tau)
+        total += _log_prob(self.gate_slope, measure.gate_slope[:-1])
+        total += _log_prob(self.gate_intercept, intercept)
+        if gate.has_temperature:
+            total += _log_prob(self.temperature, tau)
+        total += _log_prob(self.slope, measure.slope)
+        total += _log_prob(self.intercept, measure.intercept)
+        return total + _log_prob(self.variance, measure.variance)
+
+
+def weak(gate: Gate) -> Prior:
+    """Weakly informative on standardised data: the default.
+
+    Experts: slopes and intercepts within a few standard deviations of y per standard deviation of
+    x, variances around a tenth of Var(y) with two orders of magnitude either way. Gate: logits
+    with a standard deviation of about 3 at the centre and 4 one standard deviation away, so
+    that prior gate probabilities are neither all at 0 and 1 nor all equal. For gates with an
+    activation τ is centred where the tempered activation has that spread.
+    """
+    per_temperature = gate.intercept_per_temperature and not gate.slope_per_temperature
+    activated = gate.has_temperature and per_temperature
+    location, scale = (math.log(gate.spread / 3.0), 1.0) if activated else (0.0, 0.5)
+    return Prior(
+        gate_slope=dist.Normal(0.0, 3.0),
+        gate_intercept=dist.Normal(0.0, 3.0),
+        temperature=dist.LogNormal(location, scale),
+        slope=dist.Normal(0.0, 2.0),
+        intercept=dist.Normal(0.0, 2.0),
+        variance=dist.LogNormal(math.log(0.1), 1.5),
+        intercept_per_temperature=activated,
+    )
+
+
+def flat(gate: Gate) -> Prior:
+    """Constant on the paper's parameters: MAP equals MLE. Improper, so never sampled."""
+    del gate
+    real = dist.ImproperUniform(constraints.real, (), ())
+    positive = dist.ImproperUniform(constraints.positive, (), ())
+    return Prior(real, real, positive, real, real, positive, proper=False)
+
+
+def compact(gate: Gate) -> Prior:
+    """Uniform on a box of the paper's parameters: the compact Θ of the theorems."""
+    del gate
+    wide, narrow = dist.Uniform(-50.0, 50.0), dist.Uniform(-10.0, 10.0)
+    return Prior(
+        gate_slope=wide,
+        gate_intercept=wide,
+        temperature=dist.Uniform(0.01, 10.0),
+        slope=narrow,
+        intercept=narrow,
+        variance=dist.Uniform(1e-4, 10.0),
+    )
+
+
+PRIORS = {"weak": weak, "flat": flat, "compact": compact}
+
+
+def sample_gate(
+    gate: Gate, prior: Prior, scaling: Scaling, n_experts: int, n_covariates: int
+) -> GateParameters:
+    """NumPyro sites of the gate, on the original scale.
+
+    Sites ``gate_slope_free`` ``(k-1, d)``, ``gate_intercept_free`` ``(k-1,)`` and, where the gate
+    has one, ``temperature``; deterministic ``gate_slope`` and ``gate_intercept`` with the
+    reference expert.
+    """
+    free = n_experts - 1
+    temperature = jnp.ones(())
+    if gate.has_temperature:
+        temperature = numpyro.sample("temperature", prior.temperature)
+    slope = numpyro.sample(
+        "gate_slope_free",
+        _affine(prior.gate_slope, 0.0, 1 / scaling.gate_scale, (free, n_covariates)),
+    )
+    scale = temperature if prior.intercept_per_temperature else 1.0
+    intercept = numpyro.sample(
+        "gate_intercept_free",
+        _affine(prior.gate_intercept, -slope @ scaling.gate_shift, scale, (free,)),
+    )
+    reference = jnp.zeros((1, n_covariates))
+    return GateParameters(
+        numpyro.deterministic("gate_slope", jnp.concatenate([slope, reference])),
+        numpyro.deterministic("gate_intercept", jnp.concatenate([intercept, jnp.zeros(1)])),
+        temperature,
+    )
+
+
+def sample_experts(
+    prior: Prior, scaling: Scaling, n_experts: int, n_covariates: int
+) -> tuple[Array, Array, Array]:
+    """NumPyro sites ``slope`` (k, d), ``intercept`` (k,), ``variance`` (k,), original scale."""
+    shape = (n_experts,)
+    slope = numpyro.sample(
+        "slope",
+        _affine(prior.slope, 0.0, scaling.y_scale / scaling.x_scale, (n_experts, n_covariates)),
+    )
+    centre = scaling.y_shift - slope @ scaling.x_shift
+    intercept = numpyro.sample(
+        "intercept", _affine(prior.intercept, centre, scaling.y_scale, shape)
+    )
+    variance = numpyro.sample("variance", _affine(prior.variance, 0.0, scaling.y_scale**2, shape))
+    return slope, intercept, variance
+
+
+def _affine(base: dist.Distribution, loc: Any, scale: Any, shape: tuple[int, ...]) -> Any:
+    """The image of ``base`` under value -> loc + scale * value, all axes of ``shape`` as event."""
+    if isinstance(base, dist.ImproperUniform):
+        return dist.ImproperUniform(base.support, (), event_shape=shape)
+    affine = dist.transforms.AffineTransform(loc, scale, domain=base.support)
+    return dist.TransformedDistribution(base.expand(shape), affine).to_event(len(shape))
+
+
+def _log_prob(base: dist.Distribution, value: Array) -> Array:
+    """Σ log density of ``value``; -inf outside the support, zero for an improper uniform."""
+    if isinstance(base, dist.ImproperUniform):
+        return jnp.zeros(())
+    inside = base.support(value)
+    # the centre of the support stands in for values outside, to keep gradients finite
+    safe = jnp.where(inside, value, base.mean)
+    return jnp.sum(jnp.where(inside, base.log_prob(safe), -jnp.inf))

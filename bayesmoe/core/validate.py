@@ -1,0 +1,104 @@
+"""Checks of user input: each error names the value, the rule and the mend."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+
+def check_whole(name: str, value: Any, *, least: int) -> int:
+    """A whole number of at least ``least``; ValueError otherwise."""
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or number < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    return number
+
+
+def check_covariates(x: Any) -> Array:
+    """Covariates as a float64 array ``(n, d)``; ``(n,)`` becomes ``(n, 1)``.
+
+    Traced values pass unchecked but for their shape, so that programs can be compiled.
+    """
+    covariates = _numeric("x", x)
+    if covariates.ndim == 1:
+        covariates = covariates[:, None]
+    if covariates.ndim != 2 or covariates.shape[1] < 1:
+        raise ValueError(f"x must have shape (n, d) with d >= 1, or (n,); got {covariates.shape}")
+    return covariates
+
+
+def check_observations(x: Any, y: Any) -> tuple[Array, Array]:
+    """Finite covariates ``(n, d)`` and response ``(n,)`` of the same length n >= 1."""
+    covariates, response = check_covariates(x), _numeric("y", y)
+    if response.ndim == 2 and response.shape[1] == 1:
+        response = response[:, 0]
+    if response.ndim != 1:
+        raise ValueError(f"y must have shape (n,), got {response.shape}")
+    if covariates.shape[0] != response.shape[0]:
+        raise ValueError(
+            f"x has {covariates.shape[0]} rows but y has {response.shape[0]}; they must agree"
+        )
+    if response.shape[0] == 0:
+        raise ValueError("x and y are empty; at least one row is needed")
+    return covariates, response
+
+
+def check_estimable(covariates: Array, response: Array, n_parameters: int) -> None:
+    """What estimation needs beyond `check_observations`: enough rows, and variation."""
+    n = response.shape[0]
+    if n < n_parameters:
+        raise ValueError(
+            f"{n} rows cannot determine {n_parameters} parameters; "
+            "use fewer experts or more rows"
+        )
+    x, y = np.asarray(covariates), np.asarray(response)
+    for column in range(x.shape[1]):
+        if np.ptp(x[:, column]) == 0:
+            raise ValueError(
+                f"covariate {column} has the one distinct value {x[0, column]:g}; "
+                "drop it, since every expert already has an intercept"
+            )
+    if np.ptp(y) == 0:
+        raise ValueError(f"y is constant at {y[0]:g}; there is nothing to model")
+
+
+def as_key(key: Any) -> Array:
+    """A JAX key from a JAX key (new or old style) or a non-negative int."""
+    if isinstance(key, int | np.integer) and not isinstance(key, bool):
+        if key < 0:
+            raise ValueError(f"key must be a JAX key or a non-negative int, got {key}")
+        return jax.random.key(int(key))
+    if isinstance(key, jax.Array):
+        if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0:
+            return key
+        if key.dtype == jnp.uint32 and key.shape == (2,):
+            return jax.random.wrap_key_data(key)
+    raise ValueError(f"key must be a JAX key or a non-negative int, got {key!r}")
+
+
+def _numeric(name: str, value: Any) -> Array:
+    if isinstance(value, jax.core.Tracer):
+        return jnp.asarray(value, dtype=jnp.float64)
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind not in "biuf":
+            array = np.asarray(value, dtype=object).astype(float)
+        array = array.astype(float)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be numeric: {error}") from None
+    bad = np.argwhere(~np.isfinite(array))
+    if len(bad):
+        where = tuple(int(i) for i in bad[0])
+        raise ValueError(
+            f"{name} has {len(bad)} values that are NaN or infinite, the first at {where}; "
+            "remove or impute them first"
+        )
+    return jnp.asarray(array)
