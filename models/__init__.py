@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from bayesmoe.core.gate import Gate
-from bayesmoe.core.model import MoE, make_model
-from bayesmoe.core.priors import Prior
 from bayesmoe.models.activation_dense_to_sparse import ActivationDenseToSparse
 from bayesmoe.models.dense_to_sparse import DenseToSparse
 from bayesmoe.models.softmax import Softmax
 from bayesmoe.models.top_k_sparse import TopKSparse
+
+from bayesmoe.core.gate import Gate
+from bayesmoe.core.model import MoE, make_model
+from bayesmoe.core.priors import Prior
 
 GATES: dict[str, type[Gate]] = {
     gate.name: gate for gate in (Softmax, TopKSparse, DenseToSparse, ActivationDenseToSparse)
@@ -41,9 +42,7 @@ def make_gate(gate: str | Gate, **options: Any) -> Gate:
     return kind(**options)
 
 
-def moe(
-    gate: str | Gate, n_experts: int, prior: str | Prior = "weak", **gate_options: Any
-) -> MoE:
+def moe(gate: str | Gate, n_experts: int, prior: str | Prior = "weak", **gate_options: Any) -> MoE:
     """A Gaussian mixture of experts: gate, number of experts and prior.
 
     Parameters

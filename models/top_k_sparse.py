@@ -21,13 +21,13 @@ from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
+from bayesmoe.models.softmax import Softmax
 from jax import Array
 
 from bayesmoe.core.measure import GateParameters, MixingMeasure
 from bayesmoe.core.priors import Prior, sample_experts, sample_gate
 from bayesmoe.core.program import observe
 from bayesmoe.core.scaling import Scaling
-from bayesmoe.models.softmax import Softmax
 
 
 @dataclasses.dataclass(frozen=True)

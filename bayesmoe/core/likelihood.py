@@ -134,9 +134,7 @@ class Layout(NamedTuple):
         """Where the gate, the line and the log variance of one expert stand: ``(n_gate+d+2,)``."""
         k, d, g = self.n_experts, self.n_covariates, self.n_gate
         slope = g + expert * d + np.arange(d)
-        return np.concatenate(
-            [np.arange(g), slope, [g + k * d + expert, g + k * d + k + expert]]
-        )
+        return np.concatenate([np.arange(g), slope, [g + k * d + expert, g + k * d + k + expert]])
 
 
 def log_density(gate: Gate, measure: MixingMeasure, x: Array, y: Array) -> Array:
@@ -177,9 +175,7 @@ def log_likelihood(layout: Layout, coordinates: Array, data: Data) -> Array:
     return jax.lax.fori_loop(0, data.n_chunks, add, jnp.zeros(()))
 
 
-def _log_likelihood_forward(
-    layout: Layout, coordinates: Array, data: Data
-) -> tuple[Array, Array]:
+def _log_likelihood_forward(layout: Layout, coordinates: Array, data: Data) -> tuple[Array, Array]:
     # the gradient is summed on the way forward: a loop of unknown length has no reverse pass
     def add(index: Array, total: tuple[Array, Array]) -> tuple[Array, Array]:
         value, gradient = jax.value_and_grad(_chunk_log_likelihood, argnums=1)(

@@ -96,6 +96,4 @@ def make_model(gate: Gate, n_experts: int, prior: str | Prior = "weak") -> MoE:
 def _program(model: MoE, x: Any, y: Any = None) -> None:
     covariates = check_covariates(x)
     scaling = Scaling.from_data(model.gate, covariates, y)
-    model.gate.program(
-        covariates, y, n_experts=model.n_experts, prior=model.prior, scaling=scaling
-    )
+    model.gate.program(covariates, y, n_experts=model.n_experts, prior=model.prior, scaling=scaling)

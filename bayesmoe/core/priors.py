@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -71,6 +72,7 @@ class Prior:
         return total + _log_prob(self.variance, measure.variance)
 
 
+@functools.cache
 def weak(gate: Gate) -> Prior:
     """Weakly informative on standardised data: the default.
 
@@ -94,6 +96,7 @@ def weak(gate: Gate) -> Prior:
     )
 
 
+@functools.cache
 def flat(gate: Gate) -> Prior:
     """Constant on the paper's parameters: MAP equals MLE. Improper, so never sampled."""
     del gate
@@ -102,6 +105,7 @@ def flat(gate: Gate) -> Prior:
     return Prior(real, real, positive, real, real, positive, proper=False)
 
 
+@functools.cache
 def compact(gate: Gate) -> Prior:
     """Uniform on a box of the paper's parameters: the compact Θ of the theorems."""
     del gate

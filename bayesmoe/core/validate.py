@@ -56,8 +56,7 @@ def check_estimable(covariates: Array, response: Array, n_parameters: int) -> No
     n = response.shape[0]
     if n < n_parameters:
         raise ValueError(
-            f"{n} rows cannot determine {n_parameters} parameters; "
-            "use fewer experts or more rows"
+            f"{n} rows cannot determine {n_parameters} parameters; use fewer experts or more rows"
         )
     x, y = np.asarray(covariates), np.asarray(response)
     for column in range(x.shape[1]):

@@ -139,9 +139,7 @@ def _plane(gate: Gate) -> MixingMeasure:
         gate_parameters = _linear(gate, [[6.0, -4.0], [0.0, 0.0]], [-1.0, 0.0])
     else:
         gate_parameters = ([[4.0, -3.0], [0.0, 0.0]], [-0.10, 0.0], 0.1)
-    return MixingMeasure(
-        *gate_parameters, [[3.0, 1.0], [-2.0, 2.0]], [-1.0, 1.0], [0.16, 0.25]
-    )
+    return MixingMeasure(*gate_parameters, [[3.0, 1.0], [-2.0, 2.0]], [-1.0, 1.0], [0.16, 0.25])
 
 
 def _weak(gate: Gate) -> MixingMeasure:

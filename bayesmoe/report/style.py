@@ -1,0 +1,214 @@
+"""How figures look and how numbers, rates and names are printed."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter
+from numpy.typing import ArrayLike
+
+ESTIMATORS = ("mle", "map", "posterior")
+ESTIMATOR_LABELS = {"mle": "MLE", "map": "MAP", "posterior": "posterior"}
+
+# Darkened Okabe-Ito colours: distinct under colour blindness, contrast over 4.5 on white as text.
+ESTIMATOR_COLOURS = {"mle": "#0067A5", "map": "#BF4F00", "posterior": "#00795A"}
+SPREAD_COLOUR = "#8F2F6B"  # posterior standard deviation
+REFERENCE_COLOUR = "#D2D2D2"
+MUTED = "#595959"
+
+BLOCKS = ("gate_slope", "temperature", "slope", "intercept", "variance")
+BLOCK_TITLES = {
+    "gate_slope": r"gate slope $\beta_1$",
+    "temperature": r"temperature $\tau$",
+    "slope": r"expert slope $a$",
+    "intercept": r"expert intercept $b$",
+    "variance": r"expert variance $\nu$",
+}
+QUANTITY_LABELS = {
+    "loss": "Voronoi loss",
+    "identified_loss": "Voronoi loss modulo the ray",
+    "normalised_loss": "normalised Voronoi loss",
+    "normalised_identified_loss": "normalised Voronoi loss modulo the ray",
+    "gate_slope": "gate slope β₁",
+    "temperature": "temperature τ",
+    "slope": "expert slope a",
+    "intercept": "expert intercept b",
+    "variance": "expert variance ν",
+    "temperature_sd": "posterior sd of τ",
+}
+
+_MARKERS = {
+    "softmax": "o",
+    "dense_to_sparse": "s",
+    "activation_dense_to_sparse": "^",
+    "top_k_sparse": "D",
+}
+_SPARE_MARKERS = ("v", "P", "X", "p", "<", ">", "h", "d")
+
+_RC: dict[str, Any] = {
+    "font.family": "DejaVu Sans",  # shipped with matplotlib: the same everywhere
+    "font.size": 8.0,
+    "axes.titlesize": 9.0,
+    "axes.labelsize": 9.0,
+    "xtick.labelsize": 8.0,
+    "ytick.labelsize": 8.0,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.edgecolor": "#3A3A3A",
+    "axes.unicode_minus": True,
+    "xtick.color": "#3A3A3A",
+    "ytick.color": "#3A3A3A",
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "xtick.major.size": 3.0,
+    "ytick.major.size": 3.0,
+    "xtick.minor.size": 1.8,
+    "ytick.minor.size": 1.8,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 3.8,
+    "lines.solid_capstyle": "round",
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "savefig.facecolor": "white",
+    "mathtext.fontset": "dejavusans",
+    "text.usetex": False,
+    "svg.fonttype": "path",  # the same shapes on every machine
+    "svg.hashsalt": "bayesmoe",
+}
+
+
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """The house style, from matplotlib's defaults and not the user's settings, while it lasts."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_RC)
+        yield
+
+
+def gate_markers(gates: Sequence[str]) -> dict[str, str]:
+    """One marker per gate; the gates of the package always keep theirs."""
+    spare = itertools.cycle(_SPARE_MARKERS)
+    return {gate: _MARKERS[gate] if gate in _MARKERS else next(spare) for gate in gates}
+
+
+def plain(text: str) -> str:
+    """``text`` for matplotlib, dollar signs shown and not read as mathematics."""
+    return str(text).replace("$", r"\$")
+
+
+def number(value: float, digits: int = 2) -> str:
+    """A number with a typographic minus sign; a dash if it is not finite."""
+    if not math.isfinite(value):
+        return "–"
+    rounded = round(float(value), digits) + 0.0  # no negative zero
+    return f"{rounded:.{digits}f}".replace("-", "−")
+
+
+def estimate(slope: float, low: float, high: float, digits: int = 2) -> str:
+    """A slope with its interval, as in ``−0.49 [−0.55, −0.43]``."""
+    if not math.isfinite(slope):
+        return "no slope"
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return number(slope, digits)
+    return f"{number(slope, digits)} [{number(low, digits)}, {number(high, digits)}]"
+
+
+def size_text(n: float) -> str:
+    """A sample size with thin spaces between groups of three digits."""
+    return f"{round(n):,}".replace(",", "\u2009")
+
+
+def rate_parts(text: str) -> tuple[str, str] | None:
+    """Numerator and denominator of a rate printed as ``n^-1/2``; None for any other text."""
+    match = re.fullmatch(r"n\^-(\d+)/(\d+)", str(text).strip())
+    return None if match is None else (match[1], match[2])
+
+
+def rate_math(exponent: float, text: str) -> str:
+    """An expected rate for a figure, in mathtext where it is a power of n."""
+    if exponent == 0:
+        return "no rate (ray)"
+    parts = rate_parts(text)
+    if parts is not None:
+        return rf"$n^{{-{parts[0]}/{parts[1]}}}$"
+    if text:
+        return plain(text)
+    return f"$n^{{{exponent:.2g}}}$" if math.isfinite(exponent) else "unknown"
+
+
+def specification(fitted: int, true: int) -> str:
+    """How the fitted number of experts relates to the true one, as in ``exact, k = 2``."""
+    kind = "exact" if fitted == true else "over-specified" if fitted > true else "under-specified"
+    return f"{kind}, k = {fitted}"
+
+
+def size_axis(ax: Axes, sizes: ArrayLike, width: float, *, labels: bool = True) -> None:
+    """Make x a logarithmic axis of sample sizes.
+
+    Parameters
+    ----------
+    ax
+        The axes.
+    sizes
+        The sample sizes of the study: each gets a tick, as many as fit a label.
+    width
+        Width of the axes in inches.
+    labels
+        Whether to print tick labels at all.
+    """
+    logs = np.log10(np.unique(np.asarray(sizes, float)))
+    span = float(np.ptp(logs))
+    pad = 0.085 * span if span > 0 else 0.3
+    ax.set_xscale("log")
+    ax.set_xlim(10 ** (logs[0] - pad), 10 ** (logs[-1] + pad))
+    kept = _spaced(logs, 0.56 * (span + 2 * pad) / width)
+    ax.xaxis.set_major_locator(FixedLocator(list(10 ** logs[kept])))
+    ax.xaxis.set_minor_locator(FixedLocator(list(10**logs)))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    texts = [size_text(10 ** logs[i]) if labels else "" for i in kept]
+    ax.xaxis.set_major_formatter(FixedFormatter(texts))
+
+
+def _spaced(positions: np.ndarray, gap: float) -> list[int]:
+    """The finest regular choice of ``positions``, from the first on, at least ``gap`` apart."""
+    for step in range(1, len(positions)):
+        chosen = list(range(0, len(positions), step))
+        if np.min(np.diff(positions[chosen]), initial=np.inf) >= gap:
+            return chosen
+    return [0]
+
+
+def loss_axis(ax: Axes, low: float, high: float) -> None:
+    """Make y a logarithmic axis from 10**low to 10**high with few, plain tick labels."""
+    ax.set_yscale("log")
+    ax.set_ylim(10**low, 10**high)
+    decades = range(math.floor(low), math.ceil(high) + 1)
+    step = max(1, math.ceil((high - low) / 5))
+    factors = (1, 3) if high - low < 2 else (1,)
+    major = [f * 10.0**d for d in decades if d % step == 0 for f in factors]
+    major = [t for t in major if low <= math.log10(t) <= high]
+    minor = [f * 10.0**d for d in decades for f in range(1, 10)] if high - low < 4 else []
+    ax.yaxis.set_major_locator(FixedLocator(major))
+    ax.yaxis.set_major_formatter(FixedFormatter([_decimal(t) for t in major]))
+    ax.yaxis.set_minor_locator(FixedLocator(minor))
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _decimal(value: float) -> str:
+    power = math.floor(math.log10(value) + 1e-9)
+    if -3 <= power <= 2:
+        return f"{value:.{max(0, -power)}f}"
+    lead = round(value / 10.0**power)
+    return rf"$10^{{{power}}}$" if lead == 1 else rf"${lead}\!\times\!10^{{{power}}}$"
