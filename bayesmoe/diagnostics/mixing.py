@@ -1,0 +1,70 @@
+"""Whether chains agree, judged by what labels cannot change.
+
+R-hat and effective sample size of single experts' parameters mean nothing when experts can swap
+names, so the log-likelihood and the density at fixed rows are judged instead.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import NamedTuple
+
+import numpy as np
+from arviz_stats.base import array_stats
+
+from bayesmoe.inference.nuts import Draws
+
+#: rank-normalised split R-hat, the largest over the quantities watched
+MAX_RHAT = 1.05
+#: bulk effective sample size, the least over the quantities watched
+MIN_ESS = 100.0
+#: divergent transitions, as a share of the draws
+MAX_DIVERGENT = 0.02
+
+
+class PosteriorStatus(enum.Enum):
+    """How sampling ended; the values are readable sentences."""
+
+    CONVERGED = "the chains agree"
+    NOT_MIXED = "the chains disagree, or move too little to tell: draws are not the posterior's"
+    DIVERGENT = "too many divergent transitions: some region of the posterior was not reached"
+
+    @property
+    def converged(self) -> bool:
+        """Whether the draws may be used."""
+        return self is PosteriorStatus.CONVERGED
+
+
+class Mixing(NamedTuple):
+    """The evidence and the verdict.
+
+    Attributes
+    ----------
+    max_rhat, min_ess
+        Over log-likelihood and log density at fixed rows; NaN with a single chain (R-hat).
+    divergences
+        Their number.
+    status
+        The verdict; a quantity that is NaN is no pass.
+    """
+
+    max_rhat: float
+    min_ess: float
+    divergences: int
+    status: PosteriorStatus
+
+
+def mixing(draws: Draws) -> Mixing:
+    """Judge chains by `MAX_RHAT`, `MIN_ESS` and `MAX_DIVERGENT`."""
+    total = np.asarray(draws.log_likelihood)[..., None]
+    quantities = np.moveaxis(np.concatenate([total, draws.row_log_density], axis=-1), -1, 0)
+    rhat = float(np.max(array_stats.rhat(quantities, chain_axis=1, draw_axis=2)))
+    ess = float(np.min(array_stats.ess(quantities, chain_axis=1, draw_axis=2, method="bulk")))
+    diverging = np.asarray(draws.diverging)
+    if not (rhat <= MAX_RHAT and ess >= MIN_ESS):
+        status = PosteriorStatus.NOT_MIXED
+    elif np.mean(diverging) > MAX_DIVERGENT:
+        status = PosteriorStatus.DIVERGENT
+    else:
+        status = PosteriorStatus.CONVERGED
+    return Mixing(rhat, ess, int(np.sum(diverging)), status)

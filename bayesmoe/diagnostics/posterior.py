@@ -1,0 +1,161 @@
+"""Posteriors as ArviZ users expect them: a DataTree with named dimensions."""
+
+from __future__ import annotations
+
+import functools
+import json
+from importlib.metadata import version
+from typing import Any
+
+import arviz_base
+import jax
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+from xarray import DataTree
+
+from bayesmoe.core.gate import Gate
+from bayesmoe.core.likelihood import log_density
+from bayesmoe.core.measure import FIELDS, MixingMeasure
+from bayesmoe.core.model import MoE
+from bayesmoe.core.validate import as_key, check_observations
+from bayesmoe.diagnostics.mixing import mixing
+from bayesmoe.inference.nuts import N_CHAINS, N_DRAWS, N_WARMUP, Draws, sample_chains
+from bayesmoe.inference.point import Fit
+
+LIBRARIES = ("jax", "jaxlib", "numpyro", "arviz-base", "arviz-stats", "numpy", "xarray")
+
+_DIMS = {
+    "gate_slope": ["expert", "covariate"],
+    "gate_intercept": ["expert"],
+    "slope": ["expert", "covariate"],
+    "intercept": ["expert"],
+    "variance": ["expert"],
+    "x": ["obs", "covariate"],
+    "y": ["obs"],
+}
+
+
+def library_versions() -> dict[str, str]:
+    """The versions of the libraries that numbers depend on."""
+    return {name: version(name) for name in LIBRARIES}
+
+
+def sample_posterior(
+    model: MoE,
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    key: Array | int = 0,
+    start: Fit | None = None,
+    n_chains: int = N_CHAINS,
+    n_warmup: int = N_WARMUP,
+    n_draws: int = N_DRAWS,
+) -> DataTree:
+    """Draws from the posterior by NUTS, as an ArviZ DataTree.
+
+    Parameters
+    ----------
+    model
+        From `bayesmoe.moe`, with a proper prior.
+    x, y
+        Covariates ``(n, d)`` or ``(n,)`` and response ``(n,)``; a data frame's columns name the
+        covariates.
+    key
+        A JAX key or a non-negative int.
+    start
+        A MAP fit of the same model and data to start from; computed if not given.
+    n_chains, n_warmup, n_draws
+        Chains, and iterations per chain for adaptation and to keep.
+
+    Returns
+    -------
+    Groups ``posterior`` (the fields of `MixingMeasure`, the paper's parameters on the scale of the
+    data, reference expert included), ``sample_stats``, ``log_likelihood`` (one value per
+    observation, experts summed out), ``observed_data`` and ``constant_data``, with coordinates
+    ``expert``, ``covariate`` and ``obs``. Experts can swap names between draws: judge
+    convergence by the attributes ``status``, ``max_rhat`` and ``min_ess``, which do not depend on
+    names, or align the draws first (`bayesmoe.align`).
+
+    Raises
+    ------
+    ValueError
+        If the prior is improper, or the data or an argument cannot be used; nothing is computed
+        then.
+    """
+    names = [str(name) for name in getattr(x, "columns", [])]
+    covariates, response = check_observations(x, y)
+    draws = sample_chains(
+        model,
+        covariates,
+        response,
+        key=as_key(key),
+        start=start,
+        n_chains=n_chains,
+        n_warmup=n_warmup,
+        n_draws=n_draws,
+    )
+    pointwise = _pointwise(model.gate, draws.measures, covariates, response)
+    evidence = mixing(draws)
+    attributes = {
+        **_settings(model),
+        "n_warmup": n_warmup,
+        "status": evidence.status.name.lower(),
+        "max_rhat": evidence.max_rhat,
+        "min_ess": evidence.min_ess,
+        "divergences": evidence.divergences,
+    }
+    return arviz_base.from_dict(
+        {
+            "posterior": {field: np.asarray(getattr(draws.measures, field)) for field in FIELDS},
+            "sample_stats": _sample_stats(draws),
+            "log_likelihood": {"y": np.asarray(pointwise)},
+            "observed_data": {"y": np.asarray(response)},
+            "constant_data": {"x": np.asarray(covariates)},
+        },
+        dims=_DIMS,
+        coords={
+            "expert": np.arange(model.n_experts),
+            "covariate": names or np.arange(covariates.shape[1]),
+            "obs": np.arange(len(response)),
+        },
+        attrs={"/": attributes},
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _pointwise(gate: Gate, measures: MixingMeasure, x: Array, y: Array) -> Array:
+    """log g(y_j|x_j) of every draw, shape ``(chain, draw, n)``."""
+
+    def one(measure: MixingMeasure) -> Array:
+        return log_density(gate, measure, x, y)
+
+    return jax.lax.map(lambda chain: jax.lax.map(one, chain), measures)
+
+
+def _settings(model: MoE) -> dict[str, Any]:
+    """What was sampled, in attributes that netCDF can hold."""
+    return {
+        "gate": model.gate.name,
+        "gate_label": model.gate.label,
+        "prior": model.prior_name,
+        "inference_library": "numpyro",
+        "bayesmoe_version": version("bayesmoe"),
+        "versions": json.dumps(library_versions()),
+    }
+
+
+def _sample_stats(draws: Draws) -> dict[str, np.ndarray]:
+    """The sampler's statistics under ArviZ's names; a tree of depth t has 2^t - 1 steps at most."""
+    steps = np.asarray(draws.n_steps)
+    shape = steps.shape
+    return {
+        "lp": np.asarray(draws.lp),
+        "energy": np.asarray(draws.energy),
+        "acceptance_rate": np.asarray(draws.acceptance_rate),
+        "n_steps": steps,
+        "tree_depth": np.ceil(np.log2(steps + 1)).astype(int),
+        "diverging": np.asarray(draws.diverging),
+        "step_size": np.broadcast_to(np.asarray(draws.step_size)[:, None], shape),
+        "log_likelihood": np.asarray(draws.log_likelihood),
+    }

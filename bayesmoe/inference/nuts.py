@@ -1,0 +1,252 @@
+"""NUTS in identifiable coordinates, whitened by the curvature at a mode.
+
+NumPyro's NUTS kernel is driven by one compiled program per model, capacity of the data and length
+of the run: data, mode and metric are arguments, so that replicates and sample sizes share it. The
+target never changes: see `Target`.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+from numpyro.infer import NUTS
+
+from bayesmoe.core.likelihood import Data, log_density, log_likelihood, make_data
+from bayesmoe.core.measure import MixingMeasure
+from bayesmoe.core.model import MoE
+from bayesmoe.core.scaling import Scaling
+from bayesmoe.core.validate import as_key, check_estimable, check_observations, check_whole
+from bayesmoe.inference.point import Fit, fit_map
+from bayesmoe.inference.target import Target
+
+N_CHAINS = 4
+N_WARMUP = 500
+N_DRAWS = 1000
+
+_SPREAD = 0.5  # of the chains' starts around the mode, in its standard deviations
+# no direction is taken to be wider than this curvature allows: priors are on standardised data
+_LEAST_CURVATURE = 0.1
+_ACCEPT = 0.9  # over-specified posteriors have narrow necks
+_N_ROWS = 8  # rows whose density is watched: labels do not matter to it
+
+
+class Draws(NamedTuple):
+    """Posterior draws and the sampler's evidence; arrays have leading axes ``(chain, draw)``.
+
+    Attributes
+    ----------
+    measures
+        On the scale of the data, batch shape ``(chain, draw)``.
+    log_likelihood
+        Σ log g(y_j|x_j).
+    row_log_density
+        log g(y_j|x_j) at `rows`, shape ``(chain, draw, r)``.
+    rows
+        Indices of r rows spread over the data, shape ``(r,)``.
+    lp
+        log posterior density in the coordinates sampled, up to a constant.
+    energy, acceptance_rate, n_steps, diverging
+        The sampler's: Hamiltonian, mean acceptance, leapfrog steps, divergences.
+    step_size
+        Of each chain after warm-up, shape ``(chain,)``.
+    """
+
+    measures: MixingMeasure
+    log_likelihood: Array
+    row_log_density: Array
+    rows: np.ndarray
+    lp: Array
+    energy: Array
+    acceptance_rate: Array
+    n_steps: Array
+    diverging: Array
+    step_size: Array
+
+
+class _Chain(NamedTuple):
+    """One chain's draws in the coordinates sampled, leading axis ``draw``."""
+
+    u: Array
+    lp: Array
+    energy: Array
+    acceptance_rate: Array
+    n_steps: Array
+    diverging: Array
+    step_size: Array
+
+
+def sample_chains(
+    model: MoE,
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    key: Array | int = 0,
+    start: Fit | None = None,
+    n_chains: int = N_CHAINS,
+    n_warmup: int = N_WARMUP,
+    n_draws: int = N_DRAWS,
+    n_threads: int | None = None,
+) -> Draws:
+    """NUTS draws from the posterior.
+
+    Parameters
+    ----------
+    model
+        From `bayesmoe.moe`, with a proper prior.
+    x, y
+        Covariates ``(n, d)`` or ``(n,)`` and response ``(n,)``.
+    key
+        A JAX key or an int.
+    start
+        A MAP fit of the same model and data; computed if not given. The chains start around the
+        optimum, among those of its starts, with the largest Laplace approximation of the evidence.
+    n_chains, n_warmup, n_draws
+        Chains, and iterations per chain for adaptation and to keep.
+    n_threads
+        Chains run at a time, all cores by default. Draws do not depend on it.
+
+    Raises
+    ------
+    ValueError
+        If the prior is improper, or the data or an argument cannot be used.
+    """
+    if not model.prior.proper:
+        raise ValueError(
+            f"the prior {model.prior_name!r} is improper, so a posterior need not exist; "
+            "use a model with prior='weak' or a proper Prior"
+        )
+    covariates, response = check_observations(x, y)
+    layout = model.layout(covariates.shape[1])
+    check_estimable(covariates, response, layout.size)
+    for name, value in (("n_chains", n_chains), ("n_warmup", n_warmup), ("n_draws", n_draws)):
+        check_whole(name, value, least=1)
+    map_key, chain_key = jax.random.split(as_key(key))
+    if start is None:
+        start = fit_map(model, covariates, response, key=map_key)
+    scaling = Scaling.from_data(model.gate, covariates, response)
+    data = make_data(covariates, response, scaling)
+    target = Target(layout, model.prior)
+    mode, whitening = _best_mode(target, scaling, data, start)
+
+    def run(chain: int) -> _Chain:
+        seed = jax.random.fold_in(chain_key, chain)
+        return jax.block_until_ready(
+            _run_chain(target, n_warmup, n_draws, data, mode, whitening, seed)
+        )
+
+    with ThreadPoolExecutor(n_threads or os.cpu_count()) as pool:
+        chains = list(pool.map(run, range(n_chains)))
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *chains)
+    return _describe(target, scaling, data, covariates, response, stacked)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _run_chain(
+    target: Target,
+    n_warmup: int,
+    n_draws: int,
+    data: Data,
+    mode: Array,
+    whitening: Array,
+    key: Array,
+) -> _Chain:
+    """One chain over z, where u = mode + whitening z."""
+
+    def coordinates(z: Array) -> Array:
+        return mode + whitening @ z
+
+    def potential(z: Array) -> Array:
+        return -target.log_density(coordinates(z), data)
+
+    kernel = NUTS(potential_fn=potential, dense_mass=True, target_accept_prob=_ACCEPT)
+    start_key, chain_key = jax.random.split(key)
+    start = _SPREAD * jax.random.normal(start_key, mode.shape)
+    # outside the domain, or where the density underflows, begin at the mode itself
+    start = jnp.where(jnp.isfinite(potential(start)), start, 0.0)
+    state = kernel.init(chain_key, n_warmup, init_params=start)
+
+    def step(current, _):  # type: ignore[no-untyped-def]
+        new = kernel.sample(current, (), {})
+        kept = (-new.potential_energy, new.energy, new.accept_prob, new.num_steps, new.diverging)
+        return new, (coordinates(new.z), *kept)
+
+    # one loop for warm-up and draws: the kernel is compiled once
+    last, steps = jax.lax.scan(step, state, None, length=n_warmup + n_draws)
+    return _Chain(*(leaf[n_warmup:] for leaf in steps), last.adapt_state.step_size)
+
+
+def _best_mode(target: Target, scaling: Scaling, data: Data, start: Fit) -> tuple[Array, Array]:
+    """The mode with the largest Laplace evidence, and the inverse root of its curvature."""
+    points = jax.vmap(target.layout.pack)(jax.vmap(scaling.standardise)(start.starts.measures))
+    modes, whitenings, evidence = _laplace(target, data, points)
+    converged = np.asarray([status.converged for status in start.starts.status])
+    usable = converged if converged.any() else np.ones_like(converged)
+    ranked = np.where(usable & np.isfinite(evidence), evidence, -np.inf)
+    best = int(np.argmax(ranked))
+    return modes[best], whitenings[best]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _laplace(target: Target, data: Data, points: Array) -> tuple[Array, Array, Array]:
+    """Modes, whitenings and log evidences from points ``(s, p)`` near modes."""
+
+    def approximate(point: Array) -> tuple[Array, Array, Array]:
+        u = target.unconstrain(point)
+        local = target.evaluate(u, data)
+        curvature, directions = jnp.linalg.eigh(-local.hessian)
+        curvature = jnp.maximum(jnp.abs(curvature), _LEAST_CURVATURE)
+        slope = directions.T @ local.gradient
+        # MAP is not the mode in these coordinates: a Newton step, at most one sd a direction
+        shift = jnp.clip(slope / jnp.sqrt(curvature), -1.0, 1.0) / jnp.sqrt(curvature)
+        gain = slope @ shift - 0.5 * shift @ (curvature * shift)
+        evidence = local.value + gain - 0.5 * jnp.sum(jnp.log(curvature))
+        return u + directions @ shift, directions / jnp.sqrt(curvature), evidence
+
+    return jax.lax.map(approximate, points)
+
+
+def _describe(
+    target: Target,
+    scaling: Scaling,
+    data: Data,
+    x: Array,
+    y: Array,
+    chains: _Chain,
+) -> Draws:
+    rows = np.unique(np.linspace(0, len(y) - 1, _N_ROWS).astype(int))
+    maps = tuple(getattr(scaling, field) for field in scaling.__dataclass_fields__)
+    measures, total, row_log_density = _restore(target, maps, data, x[rows], y[rows], chains.u)
+    return Draws(
+        measures=measures,
+        log_likelihood=total - len(y) * jnp.log(scaling.y_scale),
+        row_log_density=row_log_density,
+        rows=rows,
+        lp=chains.lp,
+        energy=chains.energy,
+        acceptance_rate=chains.acceptance_rate,
+        n_steps=chains.n_steps,
+        diverging=chains.diverging,
+        step_size=chains.step_size,
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _restore(
+    target: Target, maps: tuple[Array, ...], data: Data, x: Array, y: Array, u: Array
+) -> tuple[MixingMeasure, Array, Array]:
+    """Measures on the scale of the data, log-likelihoods of the standardised data, and rows'."""
+
+    def restore(one: Array) -> tuple[MixingMeasure, Array, Array]:
+        measure = Scaling(*maps).restore(target.measure(one))
+        total = log_likelihood(target.layout, target.coordinates(one), data)
+        return measure, total, log_density(target.layout.gate, measure, x, y)
+
+    return jax.lax.map(lambda chain: jax.lax.map(restore, chain), u)

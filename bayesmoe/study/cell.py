@@ -1,0 +1,204 @@
+"""What is computed for one cell: simulate, estimate, judge."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from bayesmoe.core.gate import PARAMETER_BLOCKS
+from bayesmoe.core.likelihood import Layout
+from bayesmoe.core.measure import FIELDS, MixingMeasure
+from bayesmoe.core.model import MoE
+from bayesmoe.core.scaling import Scaling
+from bayesmoe.diagnostics.mixing import PosteriorStatus, mixing
+from bayesmoe.inference.nuts import Draws, sample_chains
+from bayesmoe.inference.point import Fit, fit_map, fit_mle
+from bayesmoe.inference.starts import near_truth
+from bayesmoe.study.plan import Cell, Plan
+from bayesmoe.study.scenario import Scenario, scenario
+from bayesmoe.theory.voronoi import VoronoiResult, contraction_radius, voronoi
+
+#: the four losses: with which weights, and whether modulo the rays
+LOSSES = {
+    "loss": ("intercept", False),
+    "identified_loss": ("intercept", True),
+    "normalised_loss": ("probability", False),
+    "normalised_identified_loss": ("probability", True),
+}
+
+Arrays = dict[str, np.ndarray]
+
+
+class _Problem(NamedTuple):
+    plan: Plan
+    cell: Cell
+    truth: Scenario
+    x: Array
+    y: Array
+
+
+def compute_cell(plan: Plan, cell: Cell) -> Arrays:
+    """All results of a cell; leading axes ``(prior, estimator)`` in the plan's order."""
+    truth = scenario(cell.scenario, plan.gate(cell))
+    x, y = truth.simulate(plan.data_key(cell), cell.n)
+    problem = _Problem(plan, cell, truth, x, y)
+    models = plan.models(truth.gate, cell.n_experts)
+    mle, seconds = None, 0.0
+    if "mle" in plan.estimators:
+        mle, seconds = _timed(lambda: _fit_point(fit_mle, problem, next(iter(models.values()))))
+    each = [_under_prior(problem, model, mle, seconds) for model in models.values()]
+    return {name: np.stack([arrays[name] for arrays in each]) for name in each[0]}
+
+
+def _under_prior(problem: _Problem, model: MoE, mle: Fit | None, mle_seconds: float) -> Arrays:
+    """Results under one prior, leading axis ``(estimator,)`` where there is one."""
+    plan = problem.plan
+    columns: dict[str, Arrays] = {}
+    start: Fit | None = None
+    distance = np.nan
+    if mle is not None:
+        columns["mle"] = _point_column(problem, mle, mle_seconds)
+    if "map" in plan.estimators or "posterior" in plan.estimators:
+        start, seconds = _timed(lambda: _fit_point(fit_map, problem, model, mle))
+        distance = np.nan if mle is None else _distance(problem, mle, start)
+        columns["map"] = _point_column(problem, start, seconds)
+    extra = {"divergences": np.nan, "min_ess": np.nan, "max_rhat": np.nan}
+    spread = np.full(len(PARAMETER_BLOCKS), np.nan)
+    if "posterior" in plan.estimators:
+        draws, seconds = _timed(lambda: _sample(problem, model, start))
+        evidence = mixing(draws)
+        columns["posterior"] = _posterior_column(problem, draws, evidence.status, seconds)
+        extra = {name: float(getattr(evidence, name)) for name in extra}
+        if model.gate.has_temperature:
+            spread[PARAMETER_BLOCKS.index("temperature")] = float(
+                jnp.std(draws.measures.temperature)
+            )
+    kept = [columns[estimator] for estimator in plan.estimators]
+    stacked = {name: np.stack([column[name] for column in kept]) for name in kept[0]}
+    singles = {name: np.asarray(value) for name, value in extra.items()}
+    return stacked | singles | {"posterior_sd": spread, "map_mle_distance": np.asarray(distance)}
+
+
+def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    begin = time.perf_counter()
+    result = call()
+    return result, time.perf_counter() - begin
+
+
+def _fit_point(
+    fit: Callable[..., Fit], problem: _Problem, model: MoE, first: Fit | None = None
+) -> Fit:
+    """A point estimate under the plan's start protocol; ``first`` is tried before all others."""
+    plan, cell = problem.plan, problem.cell
+    key = plan.fit_key(cell)
+    starts = None if first is None else first.measure
+    n_agnostic = plan.n_starts
+    if plan.starts == "near_truth":
+        n_agnostic = 0
+        near = near_truth(key, problem.truth.measure, cell.n_experts, cell.n, plan.n_starts)
+        starts = near if starts is None else jax.tree.map(_prepend, starts, near)
+    return fit(model, problem.x, problem.y, key=key, n_starts=n_agnostic, starts=starts)
+
+
+def _prepend(one: Array, batch: Array) -> Array:
+    return jnp.concatenate([one[None], batch])
+
+
+def _sample(problem: _Problem, model: MoE, start: Fit | None) -> Draws:
+    plan = problem.plan
+    return sample_chains(
+        model,
+        problem.x,
+        problem.y,
+        key=plan.fit_key(problem.cell),
+        start=start,
+        n_chains=plan.chains,
+        n_warmup=plan.warmup,
+        n_draws=plan.draws,
+        n_threads=1,
+    )
+
+
+def _distance(problem: _Problem, mle: Fit, other: Fit) -> float:
+    """‖MAP − MLE‖ in identifiable coordinates of standardised data, without τ on a ray."""
+    gate, x = problem.truth.gate, problem.x
+    scaling = Scaling.from_data(gate, x, problem.y)
+    layout = Layout(gate, problem.cell.n_experts, x.shape[1])
+    ends = [np.asarray(layout.pack(scaling.standardise(fit.measure))) for fit in (mle, other)]
+    difference = ends[0] - ends[1]
+    if gate.ray:
+        difference = np.delete(difference, layout.n_gate - 1)
+    return float(np.linalg.norm(difference))
+
+
+def _point_column(problem: _Problem, fit: Fit, seconds: float) -> Arrays:
+    measure, n_starts = fit.measure, problem.plan.n_starts + 1
+    objective = np.full(n_starts, np.nan)  # MAP has one start more than MLE
+    objective[: len(fit.starts.objective)] = fit.starts.objective
+    losses, blocks = _judge(problem, measure)
+    return {
+        **{name: np.asarray(result.loss) for name, result in losses.items()},
+        **{f"estimate_{field}": np.asarray(getattr(measure, field)) for field in FIELDS},
+        "block_error": np.asarray(blocks),
+        "status": np.asarray(fit.status.name.lower()),
+        "converged": np.asarray(fit.converged),
+        "seconds": np.asarray(seconds),
+        "log_likelihood": np.asarray(fit.log_likelihood),
+        "gradient_norm": np.asarray(fit.gradient_norm),
+        "least_curvature": np.asarray(fit.least_curvature),
+        "start_objective": objective,
+    }
+
+
+def _posterior_column(
+    problem: _Problem, draws: Draws, status: PosteriorStatus, seconds: float
+) -> Arrays:
+    """The radius of each loss and block; the estimates of a point stay NaN."""
+    level = problem.plan.level
+    losses, blocks = _judge(problem, draws.measures)
+    shapes = jax.tree.map(lambda leaf: leaf.shape[2:], draws.measures)
+    return {
+        **{name: np.asarray(contraction_radius(r.loss, level)) for name, r in losses.items()},
+        **{f"estimate_{field}": np.full(getattr(shapes, field), np.nan) for field in FIELDS},
+        "block_error": _quantile(np.asarray(blocks), level),
+        "status": np.asarray(status.name.lower()),
+        "converged": np.asarray(status.converged),
+        "seconds": np.asarray(seconds),
+        "log_likelihood": np.mean(draws.log_likelihood),
+        "gradient_norm": np.asarray(np.nan),
+        "least_curvature": np.asarray(np.nan),
+        "start_objective": np.full(problem.plan.n_starts + 1, np.nan),
+    }
+
+
+def _judge(problem: _Problem, measures: MixingMeasure) -> tuple[dict[str, VoronoiResult], Array]:
+    """The four losses, and block errors at the representative of the normalised loss."""
+    truth = problem.truth
+    results: dict[str, VoronoiResult] = {}
+    for name, (weights, identified) in LOSSES.items():
+        same = name.replace("identified_", "")
+        if identified and not truth.gate.ray:
+            results[name] = results[same]
+        else:
+            results[name] = voronoi(measures, truth, identified=identified, weights=weights)
+    return results, results["normalised_loss"].block_errors
+
+
+def _quantile(blocks: np.ndarray, level: float) -> np.ndarray:
+    """Quantile over ``(chain, draw)``; a kind of cell that few draws have is left out.
+
+    The draws in which a block has no cell of the kind have no error of that kind, so the quantile is
+    that of the others, and NaN if these are less than half.
+    """
+    flat = blocks.reshape(-1, *blocks.shape[2:])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # all NaN: the answer is NaN
+        value = np.nanquantile(flat, level, axis=0)
+    return np.where(np.mean(np.isfinite(flat), axis=0) >= 0.5, value, np.nan)
