@@ -10,7 +10,28 @@ jax.config.update("jax_enable_x64", True)
 from bayesmoe.core.measure import MixingMeasure  # noqa: E402
 from bayesmoe.core.model import MoE  # noqa: E402
 from bayesmoe.core.priors import Prior  # noqa: E402
+from bayesmoe.diagnostics.alignment import align  # noqa: E402
+from bayesmoe.diagnostics.posterior import sample_posterior  # noqa: E402
+from bayesmoe.inference.point import Fit, Status, fit_map, fit_mle  # noqa: E402
 from bayesmoe.models import GATES, moe  # noqa: E402
-from bayesmoe.study.scenario import scenario  # noqa: E402
+from bayesmoe.study.scenario import Scenario, scenario  # noqa: E402
+from bayesmoe.theory.voronoi import contraction_radius, voronoi, voronoi_loss  # noqa: E402
 
-__all__ = ["GATES", "MixingMeasure", "MoE", "Prior", "moe", "scenario"]
+__all__ = [
+    "GATES",
+    "Fit",
+    "MixingMeasure",
+    "MoE",
+    "Prior",
+    "Scenario",
+    "Status",
+    "align",
+    "contraction_radius",
+    "fit_map",
+    "fit_mle",
+    "moe",
+    "sample_posterior",
+    "scenario",
+    "voronoi",
+    "voronoi_loss",
+]

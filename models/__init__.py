@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
-
-from bayesmoe.models.activation_dense_to_sparse import ActivationDenseToSparse
-from bayesmoe.models.dense_to_sparse import DenseToSparse
-from bayesmoe.models.softmax import Softmax
-from bayesmoe.models.top_k_sparse import TopKSparse
 
 from bayesmoe.core.gate import Gate
 from bayesmoe.core.model import MoE, make_model
 from bayesmoe.core.priors import Prior
+from bayesmoe.models.activation_dense_to_sparse import ActivationDenseToSparse
+from bayesmoe.models.dense_to_sparse import DenseToSparse
+from bayesmoe.models.softmax import Softmax
+from bayesmoe.models.top_k_sparse import TopKSparse
 
 GATES: dict[str, type[Gate]] = {
     gate.name: gate for gate in (Softmax, TopKSparse, DenseToSparse, ActivationDenseToSparse)
@@ -33,7 +33,7 @@ def make_gate(gate: str | Gate, **options: Any) -> Gate:
     if gate not in GATES:
         raise ValueError(f"unknown gate {gate!r}; choose one of {', '.join(GATES)}")
     kind = GATES[gate]
-    known = [field for field in getattr(kind, "__dataclass_fields__", {})]
+    known = [field.name for field in dataclasses.fields(kind)]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ValueError(

@@ -32,7 +32,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,9 +48,7 @@ from bayesmoe.core.gate import (
     power_rate,
 )
 from bayesmoe.core.measure import GateParameters, MixingMeasure
-from bayesmoe.core.priors import Prior, sample_experts, sample_gate
-from bayesmoe.core.program import observe
-from bayesmoe.core.scaling import Scaling
+from bayesmoe.core.program import Sites, observe
 
 Activation = Callable[[Array], Array]
 
@@ -86,14 +84,13 @@ class ActivationDenseToSparse(Gate):
     Raises
     ------
     ValueError
-        If the activation is unknown, not elementwise, or not finite on [-8, 8].
+        If the activation is unknown, cannot be traced by JAX, is not elementwise, is constant, or
+        is not finite on [-8, 8].
     """
 
     name: ClassVar[str] = "activation_dense_to_sparse"
     has_temperature: ClassVar[bool] = True
-    slope_per_temperature: ClassVar[bool] = False
     intercept_per_temperature: ClassVar[bool] = True
-    linear: ClassVar[bool] = False
 
     activation: str | Activation = "sigmoid"
 
@@ -108,12 +105,7 @@ class ActivationDenseToSparse(Gate):
             raise ValueError(
                 f"activation must be a name or a JAX function, got {self.activation!r}"
             )
-        values = np.asarray(self.function(jnp.asarray(_GRID)))
-        if values.shape != _GRID.shape or not np.all(np.isfinite(values)):
-            raise ValueError(
-                f"activation {self.activation_name!r} must map an array to finite values of the "
-                f"same shape; on [-8, 8] it gave shape {values.shape}"
-            )
+        _check_elementwise(self.activation_name, self.function)
 
     @property
     def function(self) -> Activation:
@@ -131,35 +123,25 @@ class ActivationDenseToSparse(Gate):
     def label(self) -> str:
         return f"activation ({self.activation_name})"
 
-    @functools.cached_property
-    def flip(self) -> bool:  # type: ignore[override]
-        values = np.asarray(self.function(jnp.asarray(_GRID)))
-        pairs = values + values[::-1]
-        return bool(np.ptp(pairs) <= 1e-12 * (1 + np.max(np.abs(values)))) and not self.ray
+    @property
+    def flip(self) -> bool:
+        return _profile(self.function).odd and not self.ray
 
-    @functools.cached_property
-    def ray(self) -> bool:  # type: ignore[override]
-        values = np.asarray(self.function(jnp.asarray(_GRID)))
-        halves = np.asarray(self.function(jnp.asarray(_GRID / 2)))
-        return bool(np.max(np.abs(values - 2 * halves)) <= 1e-12 * (1 + np.max(np.abs(values))))
+    @property
+    def ray(self) -> bool:
+        return _profile(self.function).homogeneous
 
-    @functools.cached_property
-    def spread(self) -> float:  # type: ignore[override]
-        nodes, weights = np.polynomial.hermite_e.hermegauss(64)
-        values = np.asarray(self.function(jnp.asarray(3.0 * nodes)))
-        weights = weights / weights.sum()
-        return float(np.sqrt(weights @ (values - weights @ values) ** 2))
+    @property
+    def spread(self) -> float:
+        return _profile(self.function).spread
 
     def logits(self, parameters: GateParameters, x: Array) -> Array:
         score = self.function(parameters.slope @ x) + parameters.intercept[:, None]
         return score / parameters.temperature
 
-    def program(
-        self, x: Array, y: Array | None, *, n_experts: int, prior: Prior, scaling: Scaling
-    ) -> None:
-        gate = sample_gate(self, prior, scaling, n_experts, x.shape[1])
-        experts = sample_experts(prior, scaling, n_experts, x.shape[1])
-        observe(self, MixingMeasure(*gate, *experts), x, y)
+    def program(self, x: Array, y: Array | None, sites: Sites) -> None:
+        gate = sites.gate(sites.temperature())
+        observe(self, MixingMeasure(*gate, *sites.experts()), x, y)
 
     def voronoi_exponents(self, cell_size: Array, *, identified: bool) -> BlockExponents:
         order = polynomial_order(cell_size)
@@ -177,4 +159,57 @@ class ActivationDenseToSparse(Gate):
         return power_rate(1, 2)
 
 
+class _Profile(NamedTuple):
+    """What an activation is: up to a constant, which cancels in the gate."""
+
+    odd: bool
+    homogeneous: bool
+    spread: float
+
+
+@functools.lru_cache(maxsize=256)
+def _profile(function: Activation) -> _Profile:
+    """Found numerically on `_GRID`; the spread is the deviation of σ(3Z), Z standard normal."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(64)
+    values, halves = _evaluate(function, _GRID), _evaluate(function, _GRID / 2)
+    tolerance = 1e-12 * (1 + np.max(np.abs(values)))
+    origin, scores = values[_GRID == 0], _evaluate(function, 3.0 * nodes)
+    weights = weights / weights.sum()
+    return _Profile(
+        odd=bool(np.ptp(values + values[::-1]) <= tolerance),
+        homogeneous=bool(np.max(np.abs(values + origin - 2 * halves)) <= tolerance),
+        spread=float(np.sqrt(weights @ (scores - weights @ scores) ** 2)),
+    )
+
+
+def _check_elementwise(name: str, function: Activation) -> None:
+    """Raise ValueError unless σ maps arrays entry by entry, to finite values."""
+    rule = f"activation {name!r} must be a JAX function that maps arrays entry by entry"
+    try:
+        values, regrouped = _evaluate(function, _GRID), _evaluate(function, _REGROUPED)
+    except Exception as error:  # a user's function may raise anything
+        raise ValueError(f"{rule}; on an array of floats it raised {error!r}") from error
+    if values.shape != _GRID.shape or regrouped.shape != _REGROUPED.shape:
+        raise ValueError(
+            f"{rule}, to the same shape; of {_GRID.shape} it made {values.shape}, "
+            f"of {_REGROUPED.shape} {regrouped.shape}"
+        )
+    if not np.all(np.isfinite(values)):
+        where = _GRID[np.argmin(np.isfinite(values))]
+        raise ValueError(f"{rule}, to finite values; at {where:g} it is not finite")
+    if np.ptp(values) == 0:
+        raise ValueError(f"{rule}, and is not constant; the gate would not depend on x")
+    expected = values[::-1][: regrouped.size].reshape(regrouped.shape)
+    if np.max(np.abs(regrouped - expected)) > 1e-9 * (1 + np.max(np.abs(values))):
+        raise ValueError(f"{rule}; its value at an entry changes with the other entries")
+
+
+def _evaluate(function: Activation, points: np.ndarray) -> np.ndarray:
+    # at once, even if the gate is made while something is traced; compiled, as it will be used
+    with jax.ensure_compile_time_eval():
+        return np.asarray(jax.jit(function)(jnp.asarray(points)), dtype=float)
+
+
 _GRID = np.linspace(-8.0, 8.0, 129)
+# the same points in other company: three fewer, backwards, in two axes
+_REGROUPED = _GRID[::-1][:126].reshape(6, 21)

@@ -29,14 +29,12 @@ import dataclasses
 from typing import ClassVar
 
 import jax.numpy as jnp
-from bayesmoe.models.softmax import Softmax
 from jax import Array
 
 from bayesmoe.core.gate import NO_RATE, BlockExponents, Rate
 from bayesmoe.core.measure import GateParameters, MixingMeasure
-from bayesmoe.core.priors import Prior, sample_experts, sample_gate
-from bayesmoe.core.program import observe
-from bayesmoe.core.scaling import Scaling
+from bayesmoe.core.program import Sites, observe
+from bayesmoe.models.softmax import Softmax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,12 +53,9 @@ class DenseToSparse(Softmax):
     def logits(self, parameters: GateParameters, x: Array) -> Array:
         return super().logits(parameters, x) / parameters.temperature
 
-    def program(
-        self, x: Array, y: Array | None, *, n_experts: int, prior: Prior, scaling: Scaling
-    ) -> None:
-        gate = sample_gate(self, prior, scaling, n_experts, x.shape[1])
-        experts = sample_experts(prior, scaling, n_experts, x.shape[1])
-        observe(self, MixingMeasure(*gate, *experts), x, y)
+    def program(self, x: Array, y: Array | None, sites: Sites) -> None:
+        gate = sites.gate(sites.temperature())
+        observe(self, MixingMeasure(*gate, *sites.experts()), x, y)
 
     def voronoi_exponents(self, cell_size: Array, *, identified: bool) -> BlockExponents:
         if identified:  # off the ray the gate is a softmax gate

@@ -37,9 +37,7 @@ from bayesmoe.core.gate import (
     power_rate,
 )
 from bayesmoe.core.measure import GateParameters, MixingMeasure
-from bayesmoe.core.priors import Prior, sample_experts, sample_gate
-from bayesmoe.core.program import observe
-from bayesmoe.core.scaling import Scaling
+from bayesmoe.core.program import Sites, observe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,20 +45,13 @@ class Softmax(Gate):
     """The softmax gate; see the module's docstring."""
 
     name: ClassVar[str] = "softmax"
-    has_temperature: ClassVar[bool] = False
-    slope_per_temperature: ClassVar[bool] = False
-    intercept_per_temperature: ClassVar[bool] = False
     linear: ClassVar[bool] = True
 
     def logits(self, parameters: GateParameters, x: Array) -> Array:
         return parameters.slope @ x + parameters.intercept[:, None]
 
-    def program(
-        self, x: Array, y: Array | None, *, n_experts: int, prior: Prior, scaling: Scaling
-    ) -> None:
-        gate = sample_gate(self, prior, scaling, n_experts, x.shape[1])
-        experts = sample_experts(prior, scaling, n_experts, x.shape[1])
-        observe(self, MixingMeasure(*gate, *experts), x, y)
+    def program(self, x: Array, y: Array | None, sites: Sites) -> None:
+        observe(self, MixingMeasure(*sites.gate(), *sites.experts()), x, y)
 
     def voronoi_exponents(self, cell_size: Array, *, identified: bool) -> BlockExponents:
         order = polynomial_order(cell_size)

@@ -3,7 +3,8 @@ r"""Top-K sparse softmax gate.
 Density: the softmax gate over the K experts with the largest logits at x, K fixed,
 
 .. math:: \pi_i(x) = \mathrm{softmax}_i(\mathrm{TopK}(\beta_1^\top x + \beta_0)_i), \qquad
-          \mathrm{TopK}(z)_i = z_i \text{ if } z_i \text{ is among the } K \text{ largest, else } -\infty
+          \mathrm{TopK}(z)_i = \begin{cases} z_i & \text{if among the } K \text{ largest} \\
+                                             -\infty & \text{otherwise} \end{cases}
 
 At a tie the lower index is kept; ties have measure zero, but the density jumps across them, and
 so does the likelihood as a function of the gate: a fit may stop at a jump, and then says so.
@@ -11,7 +12,18 @@ so does the likelihood as a function of the gate: a fit may stop at a jump, and 
 Reference: Nguyen, Akbarian, Yan & Ho, "Statistical Perspective of Top-K Sparse Softmax Gating
 Mixture of Experts", ICLR 2024 (arXiv 2309.13850).
 
-Sites of the program, invariances: as the softmax gate.
+Sites of the program, which is the softmax gate's over these logits
+
+===================  ======  ========  ========================
+gate_slope_free      (k-1,d) real      ``prior.gate_slope``
+gate_intercept_free  (k-1,)  real      ``prior.gate_intercept``
+slope                (k, d)  real      ``prior.slope``
+intercept            (k,)    real      ``prior.intercept``
+variance             (k,)    positive  ``prior.variance``
+===================  ======  ========  ========================
+
+Invariances. Gauge: permutation of experts; translation of all (β1_i, β0_i) by one vector, which
+the reference expert β1_k = 0, β0_k = 0 pins. Rays: none.
 """
 
 from __future__ import annotations
@@ -19,15 +31,12 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-import jax
 import jax.numpy as jnp
-from bayesmoe.models.softmax import Softmax
 from jax import Array
 
-from bayesmoe.core.measure import GateParameters, MixingMeasure
-from bayesmoe.core.priors import Prior, sample_experts, sample_gate
-from bayesmoe.core.program import observe
-from bayesmoe.core.scaling import Scaling
+from bayesmoe.core.measure import GateParameters
+from bayesmoe.core.validate import check_whole
+from bayesmoe.models.softmax import Softmax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +58,7 @@ class TopKSparse(Softmax):
     top_k: int = 2
 
     def __post_init__(self) -> None:
-        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 1:
-            raise ValueError(f"top_k must be a whole number of at least 1, got {self.top_k!r}")
+        object.__setattr__(self, "top_k", check_whole("top_k", self.top_k, least=1))
 
     @property
     def subset_size(self) -> int:
@@ -69,13 +77,9 @@ class TopKSparse(Softmax):
 
     def logits(self, parameters: GateParameters, x: Array) -> Array:
         logits = super().logits(parameters, x)
-        _, kept = jax.lax.top_k(logits.T, self.top_k)
-        active = jnp.any(kept[:, :, None] == jnp.arange(logits.shape[0]), axis=1)
-        return jnp.where(active.T, logits, -jnp.inf)
-
-    def program(
-        self, x: Array, y: Array | None, *, n_experts: int, prior: Prior, scaling: Scaling
-    ) -> None:
-        gate = sample_gate(self, prior, scaling, n_experts, x.shape[1])
-        experts = sample_experts(prior, scaling, n_experts, x.shape[1])
-        observe(self, MixingMeasure(*gate, *experts), x, y)
+        index = jnp.arange(logits.shape[0])
+        # the rank of expert i counts the experts j before it: for few experts faster than sorting
+        larger = logits[None] > logits[:, None]
+        tied = (logits[None] == logits[:, None]) & (index[None] < index[:, None])[..., None]
+        rank = jnp.sum(larger | tied, axis=1)
+        return jnp.where(rank < self.top_k, logits, -jnp.inf)

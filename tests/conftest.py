@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-from bayesmoe.models import make_gate
 from hypothesis import settings
 
 import bayesmoe as bm
 from bayesmoe.core.gate import Gate
+from bayesmoe.models import make_gate
 
 jax.config.update(
     "jax_compilation_cache_dir", str(Path(__file__).resolve().parents[1] / ".cache" / "jax")
@@ -90,7 +90,8 @@ class GateCase:
 
     def probabilities(self, measure: bm.MixingMeasure, x: Any) -> np.ndarray:
         """π of shape (n, k)."""
-        z = self.logits(*(np.asarray(block) for block in measure.gate), np.asarray(x))
+        slope, intercept, tau = (np.asarray(block) for block in measure.gate)
+        z = self.logits(slope, intercept, tau, np.asarray(x))
         return scipy.special.softmax(z, axis=1)
 
     def components(self, measure: bm.MixingMeasure, x: Any) -> Any:
@@ -146,11 +147,18 @@ CASES = [
     _activation("user_lambda", lambda u: jnp.cos(u), lambda xp, u: xp.cos(u)),
 ]
 CASE = {case.label: case for case in CASES}
+ONE_PER_GATE = [CASE[label] for label in ("softmax", "top_k_sparse", "dense_to_sparse", "sigmoid")]
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.label)
 def case(request: pytest.FixtureRequest) -> GateCase:
     """Every gate of `bayesmoe.GATES`, with options."""
+    return request.param
+
+
+@pytest.fixture(params=ONE_PER_GATE, ids=lambda case: case.label)
+def gate_case(request: pytest.FixtureRequest) -> GateCase:
+    """Every gate of `bayesmoe.GATES` once, for what no activation changes."""
     return request.param
 
 

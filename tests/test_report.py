@@ -1,11 +1,15 @@
-"""Figures and the HTML report, on a synthetic study."""
+"""Figures and the HTML report, on made-up cells that the study's own code assembles."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
+import xml.etree.ElementTree as ET
+import zlib
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -19,179 +23,159 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from bayesmoe.core.gate import PARAMETER_BLOCKS as BLOCKS
+from bayesmoe.diagnostics.mixing import PosteriorStatus
+from bayesmoe.inference.point import Status
 from bayesmoe.report import figures as report
-from bayesmoe.report.html import NEGLIGIBLE, headline, powers_html, rate_html, render_study
-from bayesmoe.report.style import estimate, gate_markers, number, rate_math, size_text
+from bayesmoe.report._answers import NEGLIGIBLE, headline
+from bayesmoe.report._layout import spread_out
+from bayesmoe.report._study import chunks
+from bayesmoe.report._tables import at_floor, left_out, once
+from bayesmoe.report.html import powers_html, rate_html, render_study
+from bayesmoe.report.style import (
+    QUANTITY_LABELS,
+    STATUS_LABELS,
+    estimate,
+    gate_markers,
+    number,
+    percent,
+    plain,
+    rate_math,
+    size_text,
+)
+from bayesmoe.study.cell import LOSSES, Arrays
+from bayesmoe.study.plan import Cell, Plan
+from bayesmoe.study.results import assemble, count_statuses, measure_slopes, settings
 
-GATES = ("softmax", "top_k_sparse", "dense_to_sparse", "activation_dense_to_sparse")
-LABELS = ("softmax", "top-2 sparse", "dense-to-sparse", "activation (sigmoid)")
-SIZES = (300, 1000, 3000, 10_000, 30_000)
+pytestmark = pytest.mark.filterwarnings("error")
+
+SOFTMAX, DENSE = "softmax", "dense_to_sparse"
+TANH = "activation_dense_to_sparse(activation=tanh)"
+GATES = [SOFTMAX, DENSE, {"name": "activation_dense_to_sparse", "activation": "tanh"}]
+SIZES = [300, 1000, 3000, 10_000, 30_000]
 ESTIMATORS = ("mle", "map", "posterior")
-BLOCKS = ("gate_slope", "temperature", "slope", "intercept", "variance")
-QUANTITIES = ("loss", "identified_loss", *BLOCKS)
-LOSSES = ("loss", "identified_loss", "normalised_loss", "normalised_identified_loss")
+LEVELS = {"mle": 1.0, "map": 1.02, "posterior": 2.4}
 
 
-def expected_rate(gate: str, k: int, quantity: str) -> tuple[float, str]:
-    """The theory of the design, for the synthetic study."""
-    if gate == "dense_to_sparse" and quantity in ("loss", "gate_slope", "temperature"):
-        return 0.0, "none (ray)"
-    if k == 2 or "loss" in quantity:
-        return -0.5, "n^-1/2"
-    eighth = {"intercept"} if gate.startswith("activation") else {"intercept", "gate_slope"}
-    return (-0.125, "n^-1/8") if quantity in eighth else (-0.25, "n^-1/4")
+@dataclasses.dataclass
+class Study:
+    """A study as its engine hands it to the report."""
+
+    plan: Plan
+    results: xr.Dataset
+    slopes: pd.DataFrame
+    counts: pd.DataFrame
+
+    @property
+    def one(self) -> xr.Dataset:
+        """The study of a plan with one scenario and one prior."""
+        (study,) = settings(self.results)
+        return study
 
 
-def make_results(gates: int = 4, replicates: int = 12, seed: int = 0) -> xr.Dataset:
-    """A plausible study with known exponents."""
-    rng = np.random.default_rng(seed)
-    names, n = GATES[:gates], np.asarray(SIZES, float)
-    shape = (len(names), 2, len(SIZES), replicates, 3)
-    level = np.asarray([1.0, 1.02, 2.4])
+def make_plan(**changes: Any) -> Plan:
+    fields: dict[str, Any] = {
+        "scenarios": ["lambda"], "gates": GATES, "n_experts": [2, 3], "sizes": SIZES,
+        "replicates": 12, "seed": 1,
+    }  # fmt: skip
+    return Plan.model_validate(fields | changes)
+
+
+def fake_cell(plan: Plan, cell: Cell) -> Arrays:
+    """Plausible arrays of one cell, with the gates' expected exponents; k = 2 is the truth."""
+    rng = np.random.default_rng(zlib.crc32(cell.name.encode()))
+    gate, surplus = plan.gate(cell), cell.n_experts - 2
+    shape = (len(plan.priors), len(plan.estimators))
+    level = np.asarray([LEVELS[name] for name in plan.estimators])
 
     def power(exponent: float, constant: float, noise: float = 0.35) -> np.ndarray:
-        curve = constant * (n / 300) ** exponent
-        spread = rng.lognormal(0, noise, (len(SIZES), replicates, 1))
-        return (
-            curve[:, None, None] * spread * rng.lognormal(0, 0.03, (*spread.shape[:2], 3)) * level
+        value = constant * (cell.n / 300) ** exponent * rng.lognormal(0, noise)
+        return value * level * rng.lognormal(0, 0.03, shape)
+
+    def rate(quantity: str) -> float:
+        return gate.expected_rate(quantity, over_specified=surplus > 0).exponent
+
+    converged = rng.random(shape) > 0.12 * surplus
+    failed = ["not_mixed" if name == "posterior" else "separated" for name in plan.estimators]
+    fine = np.full(shape, "converged", dtype="<U24")
+    if "mle" in plan.estimators and cell.replicate == 0:
+        fine[:, plan.estimators.index("mle")] = "at_variance_floor"
+    away = np.where(converged, 1.0, 20.0)  # a spurious optimum is far away
+    arrays = {}
+    for name in LOSSES:
+        exponent = rate(name.removeprefix("normalised_"))
+        arrays[name] = power(exponent, 3.0 if exponent == 0 else 0.4 * (1 + surplus)) * away
+    errors = np.full((*shape, len(BLOCKS), 2), np.nan)
+    for b, (block, constant) in enumerate(zip(BLOCKS, (1.5, 0.3, 0.4, 0.2, 0.05), strict=True)):
+        if block != "temperature" or gate.has_temperature:
+            errors[..., b, surplus] = power(rate(block), constant)
+            if surplus:
+                errors[..., b, 0] = power(0.0 if rate(block) == 0 else -0.5, constant / 4)
+    spread = np.full((shape[0], len(BLOCKS)), np.nan)
+    if gate.has_temperature and "posterior" in plan.estimators:
+        spread[:, 1] = (power(0.0, 0.4, 0.12) if gate.ray else power(-0.5, 0.02, 0.12))[:, -1]
+    nothing = np.full(shape, np.nan)
+    return arrays | {
+        "block_error": errors,
+        "status": np.where(converged, fine, failed),
+        "converged": converged,
+        "seconds": rng.lognormal(0, 0.2, shape),
+        "log_likelihood": nothing, "gradient_norm": nothing, "least_curvature": nothing,
+        "posterior_sd": spread,
+        "map_mle_distance": rng.lognormal(0, 0.3, shape[0]) / cell.n,
+        "divergences": np.full(shape[0], 1.0 if cell.n == 300 else 0.0),
+        "min_ess": rng.uniform(400, 2000, shape[0]),
+        "max_rhat": rng.uniform(1.0, 1.01, shape[0]),
+    }  # fmt: skip
+
+
+def make_study(plan: Plan) -> Study:
+    cells = {cell.name: cell for cell in plan.cells()}
+    results = assemble(plan, lambda name: fake_cell(plan, cells[name]), "2026-01-02T03:04:05+00:00")
+    return Study(plan, results, measure_slopes(plan, results), count_statuses(results))
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return make_study(make_plan())
+
+
+@pytest.fixture(scope="module")
+def several() -> Study:
+    """Two scenarios by two priors, small."""
+    return make_study(
+        make_plan(
+            scenarios=["lambda", "weak"], priors=["weak", "compact"], gates=GATES[2:],
+            n_experts=[2], sizes=SIZES[:3], replicates=4,
         )
-
-    data = {name: np.zeros(shape) for name in LOSSES}
-    block_error = np.full((*shape, 5, 2), np.nan)
-    sd = np.full((*shape[:-1], 5), np.nan)
-    expected = np.zeros((len(names), 2, len(QUANTITIES)))
-    text = np.full(expected.shape, "", dtype=object)
-    for i, gate in enumerate(names):
-        temperature = "dense" in gate
-        for j, k in enumerate((2, 3)):
-            for q, quantity in enumerate(QUANTITIES):
-                expected[i, j, q], text[i, j, q] = expected_rate(gate, k, quantity)
-            for name in LOSSES:
-                rate = expected_rate(gate, k, name.removeprefix("normalised_"))[0]
-                data[name][i, j] = power(rate, 3.0 if rate == 0 else 0.4 * (1 + j))
-            for b, block in enumerate(BLOCKS):
-                if block == "temperature" and not temperature:
-                    continue
-                rate = expected_rate(gate, k, block)[0]
-                constant = (1.5, 0.3, 0.4, 0.2, 0.05)[b]
-                block_error[i, j, ..., b, j] = power(rate, constant)
-                if j:
-                    single = 0.0 if rate == 0 else -0.5
-                    block_error[i, j, ..., b, 0] = power(single, constant / 4)
-            if temperature:
-                flat = gate == "dense_to_sparse"
-                sd[i, j, ..., 1] = power(0.0 if flat else -0.5, 0.4 if flat else 0.02, 0.12)[..., 0]
-    converged = rng.random(shape) > np.asarray([0.0, 0.12])[None, :, None, None, None]
-    status = np.where(converged, "converged", "at_variance_floor").astype(object)
-    status[..., 2] = np.where(converged[..., 2], "converged", "not_mixed")
-    for values in data.values():
-        values[~converged] *= 20.0  # a spurious optimum is far away
-    full = ("gate", "n_experts", "n", "replicate", "estimator")
-    variables: dict[str, object] = {name: (full, values) for name, values in data.items()}
-    variables |= {
-        "block_error": ((*full, "block", "cell"), block_error),
-        "posterior_sd": ((*full[:-1], "block"), sd),
-        "status": (full, status),
-        "converged": (full, converged),
-        "map_mle_distance": (full[:-1], rng.random(shape[:-1]) / n[:, None]),
-        "seconds": (full, rng.lognormal(0, 0.2, shape)),
-        "divergences": (full[:-1], rng.poisson(0.05, shape[:-1])),
-        "min_ess": (full[:-1], rng.uniform(400, 2000, shape[:-1])),
-        "max_rhat": (full[:-1], rng.uniform(1.0, 1.01, shape[:-1])),
-        "expected": (("gate", "n_experts", "quantity"), expected),
-        "expected_text": (("gate", "n_experts", "quantity"), text),
-        "gate_label": ("gate", np.asarray(LABELS[:gates], dtype=object)),
-        "n_experts_true": ("gate", np.full(gates, 2)),
-        "has_temperature": ("gate", np.asarray(["dense" in g for g in names])),
-    }
-    coordinates = {
-        "gate": list(names), "n_experts": [2, 3], "n": list(SIZES),
-        "replicate": range(replicates), "estimator": list(ESTIMATORS), "block": list(BLOCKS),
-        "cell": ["single", "shared"], "quantity": list(QUANTITIES),
-    }  # fmt: skip
-    attributes = {
-        "plan": 'scenario = "lambda"\nsizes = [300, 1000]  # <small>\n', "scenario": "lambda",
-        "starts": "agnostic", "prior": "weak", "created": "2026-01-02T03:04:05+00:00",
-        "versions": json.dumps({"jax": "0.10.0", "numpyro": "0.22.0"}),
-        "package_version": "0.1.0", "level": "0.9",
-    }  # fmt: skip
-    return xr.Dataset(variables, coordinates, attributes)
-
-
-def make_slopes(results: xr.Dataset) -> pd.DataFrame:
-    """Least-squares slopes of log medians, with made-up intervals."""
-    rows = []
-    logs = np.log(results["n"].to_numpy().astype(float))
-    used = results["converged"]
-    for gate in results["gate"].to_numpy():
-        for k in results["n_experts"].to_numpy():
-            cell = results.sel(gate=gate, n_experts=k)
-            for estimator in ESTIMATORS:
-                values = {name: cell[name].sel(estimator=estimator) for name in LOSSES}
-                kind = "single" if k == 2 else "shared"
-                for block in BLOCKS:
-                    values[block] = cell["block_error"].sel(
-                        estimator=estimator, block=block, cell=kind
-                    )
-                if estimator == "posterior":
-                    values["temperature_sd"] = cell["posterior_sd"].sel(block="temperature")
-                keep = used.sel(gate=gate, n_experts=k, estimator=estimator)
-                for quantity, value in values.items():
-                    if not np.isfinite(value).any():
-                        continue
-                    median = np.log(value.where(keep).median("replicate").to_numpy())
-                    slope = float(np.polyfit(logs, median, 1)[0])
-                    base = quantity.removeprefix("normalised_").removesuffix("_sd")
-                    rate, text = expected_rate(str(gate), int(k), base)
-                    near = abs(slope - rate) < 0.05
-                    rows.append(
-                        {
-                            "gate": str(gate), "n_experts": int(k), "estimator": estimator,
-                            "quantity": quantity, "slope": slope, "low": slope - 0.05,
-                            "high": slope + 0.05, "expected": rate, "expected_text": text,
-                            "verdict": "consistent" if near else
-                            "faster" if slope < rate else "slower",
-                            "n_used": int(keep.sum()), "n_total": int(keep.size),
-                        }
-                    )  # fmt: skip
-    return pd.DataFrame(rows)
-
-
-def make_counts(results: xr.Dataset) -> pd.DataFrame:
-    """How often each status occurs."""
-    frame = results["status"].to_dataframe().reset_index()
-    keys = ["gate", "n_experts", "estimator", "status"]
-    return frame.groupby(keys).size().rename("count").reset_index()
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def results() -> xr.Dataset:
-    return make_results(3)
+def figures(study: Study) -> dict[str, Figure]:
+    return report.study_figures(study.results, study.slopes)
 
 
 @pytest.fixture(scope="module")
-def slopes(results: xr.Dataset) -> pd.DataFrame:
-    return make_slopes(results)
-
-
-@pytest.fixture(scope="module")
-def figures(results: xr.Dataset, slopes: pd.DataFrame) -> dict[str, Figure]:
-    return {
-        "contraction": report.contraction(results, slopes),
-        "blocks": report.blocks(results, slopes, n_experts=[2]),
-        "temperature_sd": report.temperature_sd(results, slopes),
-    }
-
-
-@pytest.fixture(scope="module")
-def page(results: xr.Dataset, slopes: pd.DataFrame, figures: dict[str, Figure]) -> str:
-    return render_study(results, slopes, make_counts(results), figures)
+def page(study: Study, figures: dict[str, Figure]) -> str:
+    return render_study(study.results, study.slopes, study.counts, figures)
 
 
 def line(ax: Axes, label: str) -> Line2D:
     """The one line of a panel with this label."""
     (found,) = [artist for artist in ax.get_lines() if artist.get_label() == label]
     return found
+
+
+def references(ax: Axes) -> list[Line2D]:
+    """The grey lines of a panel."""
+    return [artist for artist in ax.get_lines() if artist.get_label() == "_reference"]
+
+
+def exponent_of(artist: Line2D) -> float:
+    """The slope of a line of a log-log panel between its ends."""
+    u, v = (np.log(np.asarray(d)) for d in (artist.get_xdata(), artist.get_ydata()))
+    return float((v[-1] - v[0]) / (u[-1] - u[0]))
 
 
 def texts(figure: Figure) -> list[str]:
@@ -212,7 +196,33 @@ def converged_medians(values: xr.DataArray, used: xr.DataArray) -> np.ndarray:
     )
 
 
+def assert_texts_are_apart(figure: Figure) -> None:
+    """No text leaves the figure, covers a point or overlaps another."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    everything = []
+    for ax in figure.axes:
+        titles = [t for t in (ax.title, ax._left_title) if t.get_text()]  # type: ignore[attr-defined]
+        boxes = [t.get_window_extent(renderer) for t in (*ax.texts, *titles)]
+        for artist in ax.get_lines():
+            points = ax.transData.transform(artist.get_xydata())
+            assert not any(b.contains(*p) for b in boxes for p in points)
+        everything += boxes
+    everything += [t.get_window_extent(renderer) for t in figure.texts]
+    everything += [legend.get_window_extent(renderer) for legend in figure.legends]
+    for i, box in enumerate(everything):
+        assert figure.bbox.x0 <= box.x0
+        assert box.x1 <= figure.bbox.x1 + 1
+        assert figure.bbox.y0 <= box.y0
+        assert box.y1 <= figure.bbox.y1 + 1
+        smaller = box.padded(-1.5)
+        assert not any(smaller.overlaps(o.padded(-1.5)) for o in everything[:i])
+
+
 # --- figures
+
+
+def test_a_study_has_its_figures_under_stable_names(figures: dict[str, Figure]) -> None:
+    assert list(figures) == ["contraction", "blocks_k2", "blocks_k3", "temperature_sd"]
 
 
 def test_contraction_has_a_panel_per_gate_and_fitted_k(figures: dict[str, Figure]) -> None:
@@ -228,10 +238,10 @@ def test_contraction_has_a_panel_per_gate_and_fitted_k(figures: dict[str, Figure
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_contraction_draws_medians_and_quartiles_of_converged_fits(
-    results: xr.Dataset, figures: dict[str, Figure], estimator: str
+    study: Study, figures: dict[str, Figure], estimator: str
 ) -> None:
-    cell = results.sel(gate="top_k_sparse", n_experts=3, estimator=estimator)
-    ax = figures["contraction"].axes[4]
+    cell = study.one.sel(gate=SOFTMAX, n_experts=3, estimator=estimator)
+    ax = figures["contraction"].axes[3]
     expected = converged_medians(cell["normalised_loss"], cell["converged"])
     drawn = np.asarray(line(ax, f"{estimator} normalised_loss").get_ydata())
     np.testing.assert_allclose(drawn, expected)
@@ -246,14 +256,14 @@ def test_contraction_draws_medians_and_quartiles_of_converged_fits(
 
 
 def test_hollow_points_mark_sample_sizes_with_fits_left_out(
-    results: xr.Dataset, figures: dict[str, Figure]
+    study: Study, figures: dict[str, Figure]
 ) -> None:
     hollow = sum(
         np.asarray(artist.get_xdata()).size
-        for artist in figures["contraction"].axes[4].get_lines()
+        for artist in figures["contraction"].axes[3].get_lines()
         if artist.get_label() == "_hollow"
     )
-    converged = results["converged"].sel(gate="top_k_sparse", n_experts=3)
+    converged = study.one["converged"].sel(gate=SOFTMAX, n_experts=3)
     assert hollow == int((~converged.all("replicate")).sum()) > 0
 
 
@@ -261,36 +271,59 @@ def test_reference_lines_have_the_expected_slope_and_the_centre_of_the_medians(
     figures: dict[str, Figure],
 ) -> None:
     for ax, exponents in zip(
-        figures["contraction"].axes, 2 * ([-0.5], [-0.5], [0.0, -0.5]), strict=True
+        figures["contraction"].axes, 2 * ([-0.5], [0.0, -0.5], [-0.5]), strict=True
     ):
-        found = [a for a in ax.get_lines() if a.get_label() == "_reference"]
-        for artist, exponent in zip(found, exponents, strict=True):
-            u, v = np.log(artist.get_xdata()), np.log(artist.get_ydata())
-            assert (v[1] - v[0]) / (u[1] - u[0]) == pytest.approx(exponent, abs=1e-9)
+        found = [exponent_of(artist) for artist in references(ax)]
+        assert found == pytest.approx(exponents, abs=1e-9)
     ax = figures["contraction"].axes[0]
     medians = np.asarray(
         [np.asarray(line(ax, f"{e} normalised_loss").get_ydata()) for e in ESTIMATORS]
     )
-    (reference,) = [a for a in ax.get_lines() if a.get_label() == "_reference"]
+    (reference,) = references(ax)
     middle = np.mean(np.log(SIZES))
     at = np.interp(middle, np.log(reference.get_xdata()), np.log(reference.get_ydata()))
     assert at == pytest.approx(np.log(medians).mean())
 
 
+def test_reference_lines_follow_the_table_of_every_block(
+    study: Study, figures: dict[str, Figure]
+) -> None:
+    shared = study.one.sel(gate=TANH, n_experts=3)
+    rates = [float(shared["expected"].sel(quantity=block)) for block in BLOCKS]
+    found = [exponent_of(references(ax)[0]) for ax in figures["blocks_k3"].axes[10:]]
+    assert found == pytest.approx(rates)
+    assert len(set(rates)) > 1
+    left, right = figures["temperature_sd"].axes
+    assert [exponent_of(r) for r in references(left)] == pytest.approx([0.0, -0.5], abs=1e-9)
+    assert [exponent_of(r) for r in references(right)] == pytest.approx([0.0, -0.25], abs=1e-9)
+
+
 def test_the_loss_modulo_the_ray_is_drawn_where_there_is_a_ray(figures: dict[str, Figure]) -> None:
     labels = [{a.get_label() for a in ax.get_lines()} for ax in figures["contraction"].axes]
     with_ray = ["mle normalised_identified_loss" in found for found in labels]
-    assert with_ray == [False, False, True, False, False, True]
+    assert with_ray == [False, True, False, False, True, False]
     assert any(text.startswith("modulo the ray") for text in texts(figures["contraction"]))
 
 
-def test_panels_print_the_slopes_they_were_given(
-    slopes: pd.DataFrame, figures: dict[str, Figure]
-) -> None:
+def test_panels_print_the_slopes_they_were_given(study: Study, figures: dict[str, Figure]) -> None:
     shown = set(texts(figures["contraction"]))
-    for _, row in slopes[slopes["quantity"] == "normalised_loss"].iterrows():
-        name = {"mle": "MLE", "map": "MAP", "posterior": "post."}[row["estimator"]]
-        assert f"{name} {estimate(row['slope'], row['low'], row['high'])}" in shown
+    names = {"mle": "MLE", "map": "MAP", "posterior": "post."}
+    quantities = ["normalised_loss", "normalised_identified_loss"]
+    rows = study.slopes[study.slopes["quantity"].isin(quantities)]
+    assert len(rows) == 3 * 2 * (3 + 1)
+    for _, row in rows.iterrows():
+        value = estimate(row["slope"], row["low"], row["high"])
+        assert f"{names[row['estimator']]} {value}" in shown
+
+
+def test_blocks_print_the_slopes_of_the_cells_they_draw(
+    study: Study, figures: dict[str, Figure]
+) -> None:
+    table = study.slopes[(study.slopes["gate"] == SOFTMAX) & (study.slopes["n_experts"] == 3)]
+    table = table[(table["quantity"] == "variance") & (table["cell"] == "shared")]
+    assert table["estimator"].tolist() == list(ESTIMATORS)
+    shown = [t.get_text() for t in figures["blocks_k3"].axes[4].texts]
+    assert shown[:3] == [number(float(slope)) for slope in table["slope"]]
 
 
 def test_a_row_of_panels_spans_equal_decades_and_hides_nothing(figures: dict[str, Figure]) -> None:
@@ -299,30 +332,19 @@ def test_a_row_of_panels_spans_equal_decades_and_hides_nothing(figures: dict[str
         spans = [np.diff(np.log10(ax.get_ylim()))[0] for ax in row]
         np.testing.assert_allclose(spans, spans[0])
     for ax in axes:
-        low, high = ax.get_ylim()
         for artist in ax.get_lines():
-            assert np.all(np.asarray(artist.get_ydata()) > low)
-            assert np.all(np.asarray(artist.get_ydata()) < high)
+            for values, (low, high) in zip(
+                (artist.get_xdata(), artist.get_ydata()),
+                (ax.get_xlim(), ax.get_ylim()),
+                strict=True,
+            ):
+                assert np.all(np.asarray(values) > low)
+                assert np.all(np.asarray(values) < high)
 
 
 def test_notes_do_not_cover_points_and_texts_do_not_overlap(figures: dict[str, Figure]) -> None:
     for figure in figures.values():
-        renderer = FigureCanvasAgg(figure).get_renderer()
-        everything = []
-        for ax in figure.axes:
-            boxes = [t.get_window_extent(renderer) for t in ax.texts]
-            boxes += [t.get_window_extent(renderer) for t in (ax.title, ax._left_title)  # type: ignore[attr-defined]
-                      if t.get_text()]  # fmt: skip
-            everything += boxes
-            for artist in ax.get_lines():
-                points = ax.transData.transform(artist.get_xydata())
-                assert not any(b.contains(*p) for b in boxes for p in points)
-        everything += [t.get_window_extent(renderer) for t in figure.texts]
-        for i, box in enumerate(everything):
-            assert figure.bbox.x0 <= box.x0
-            assert box.x1 <= figure.bbox.x1 + 1
-            smaller = box.padded(-1.5)
-            assert not any(smaller.overlaps(o.padded(-1.5)) for o in everything[:i])
+        assert_texts_are_apart(figure)
 
 
 def test_text_is_at_least_eight_points(figures: dict[str, Figure]) -> None:
@@ -334,122 +356,240 @@ def test_text_is_at_least_eight_points(figures: dict[str, Figure]) -> None:
 
 
 def test_blocks_show_errors_and_the_posterior_spread_of_the_temperature(
-    results: xr.Dataset, figures: dict[str, Figure]
+    study: Study, figures: dict[str, Figure]
 ) -> None:
-    figure = figures["blocks"]
+    figure = figures["blocks_k2"]
     assert len(figure.axes) == 15
-    dense = figure.axes[11]
-    cell = results.sel(gate="dense_to_sparse", n_experts=2)
+    cell = study.one.sel(gate=DENSE, n_experts=2)
     used = cell["converged"].sel(estimator="posterior")
     np.testing.assert_allclose(
-        np.asarray(line(dense, "temperature_sd").get_ydata()),
+        np.asarray(line(figure.axes[6], "temperature_sd").get_ydata()),
         converged_medians(cell["posterior_sd"].sel(block="temperature"), used),
     )
     error = cell["block_error"].sel(estimator="map", block="variance", cell="single")
     np.testing.assert_allclose(
-        np.asarray(line(figure.axes[14], "map single").get_ydata()),
+        np.asarray(line(figure.axes[9], "map single").get_ydata()),
         converged_medians(error, cell["converged"].sel(estimator="map")),
     )
     assert [t.get_text() for t in figure.axes[1].texts] == ["no temperature"]
 
 
-def test_over_specified_blocks_draw_shared_and_single_cells(
-    results: xr.Dataset, slopes: pd.DataFrame
-) -> None:
-    figure = report.blocks(results.isel(gate=[0]), slopes, n_experts=[3])
-    labels = {a.get_label() for a in figure.axes[0].get_lines()}
+def test_over_specified_blocks_draw_shared_and_single_cells(figures: dict[str, Figure]) -> None:
+    labels = {a.get_label() for a in figures["blocks_k3"].axes[0].get_lines()}
     assert {"mle shared", "mle single", "posterior shared", "posterior single"} <= labels
 
 
-def test_temperature_sd_names_gates_with_slopes(results: xr.Dataset, slopes: pd.DataFrame) -> None:
-    full = make_results(4)
-    figure = report.temperature_sd(full, make_slopes(full))
+def test_a_bad_fit_with_a_shared_cell_does_not_turn_an_exact_panel(study: Study) -> None:
+    results = study.results.copy(deep=True)
+    results["block_error"].loc[{"n_experts": 2, "cell": "shared", "replicate": 3}] = 7.0
+    figure = report.study_figures(results, study.slopes)["blocks_k2"]
+    labels = {a.get_label() for a in figure.axes[0].get_lines()}
+    assert "mle single" in labels
+    assert not any(str(label).endswith("shared") for label in labels)
+
+
+def test_temperature_sd_names_gates_with_slopes(study: Study, figures: dict[str, Figure]) -> None:
+    figure = figures["temperature_sd"]
     assert len(figure.axes) == 2
     assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
     shown = texts(figure)
-    assert shown.count("dense-to-sparse") == shown.count("activation (sigmoid)") == 2
+    assert shown.count("dense-to-sparse") == shown.count("activation (tanh)") == 2
     assert "softmax" not in shown
-    cell = full.sel(gate="activation_dense_to_sparse", n_experts=3)
+    cell = study.one.sel(gate=TANH, n_experts=3)
     np.testing.assert_allclose(
-        np.asarray(line(figure.axes[1], "activation_dense_to_sparse").get_ydata()),
+        np.asarray(line(figure.axes[1], TANH).get_ydata()),
         converged_medians(
             cell["posterior_sd"].sel(block="temperature"),
             cell["converged"].sel(estimator="posterior"),
         ),
     )
-    rows = slopes[slopes["quantity"] == "temperature_sd"]
+    rows = study.slopes[study.slopes["quantity"] == "temperature_sd"]
+    assert len(rows) == 4
     for _, row in rows.iterrows():
         assert estimate(row["slope"], row["low"], row["high"]) in shown
 
 
-def damaged(kind: str) -> xr.Dataset:
+def test_many_gates_are_drawn_in_rows_of_panels() -> None:
+    names = ["sigmoid", "tanh", "gelu", "silu", "softplus", "relu"]
+    gates = [{"name": "activation_dense_to_sparse", "activation": name} for name in names]
+    many = make_study(make_plan(gates=gates, n_experts=[2], sizes=SIZES[:2], replicates=3))
+    drawn = report.study_figures(many.results, many.slopes)
+    figure = drawn["contraction"]
+    assert len(figure.axes) == 6
+    assert len({round(ax.get_position().y0, 6) for ax in figure.axes}) == 2
+    assert sum(text == "exact, k = 2" for text in texts(figure)) == 2
+    for each in drawn.values():
+        assert_texts_are_apart(each)
+
+
+# --- other studies
+
+
+@pytest.mark.parametrize(
+    ("estimators", "names"),
+    [
+        (["mle", "map"], ["contraction", "blocks_k2", "blocks_k3"]),
+        (["posterior"], ["contraction", "blocks_k2", "blocks_k3", "temperature_sd"]),
+    ],
+)
+def test_estimators_that_were_not_run_are_not_mentioned(
+    estimators: list[str], names: list[str]
+) -> None:
+    part = make_study(
+        make_plan(estimators=estimators, gates=GATES[1:], sizes=SIZES[:3], replicates=4)
+    )
+    drawn = report.study_figures(part.results, part.slopes)
+    assert list(drawn) == names
+    labels = {str(a.get_label()).split()[0] for a in drawn["contraction"].axes[0].get_lines()}
+    assert labels - {"_hollow", "_reference"} == set(estimators)
+    keys = [
+        t.get_text() for f in drawn.values() for legend in f.legends for t in legend.get_texts()
+    ]
+    assert ("MLE" in keys, "posterior radius" in keys) == (
+        "mle" in estimators,
+        "posterior" in estimators,
+    )
+    for figure in drawn.values():
+        assert_texts_are_apart(figure)
+    page = render_study(part.results, part.slopes, part.counts, {})
+    answers = " ".join(answer.finding for answer in headline(part.one, part.slopes))
+    assert ("MLE" in answers, "posterior" in answers) == (
+        "mle" in estimators,
+        "posterior" in estimators,
+    )
+    table = page[page.index("Seconds, ") :]
+    assert table.startswith("Seconds, " + ("MLE / MAP<" if "mle" in estimators else "posterior<"))
+
+
+def test_several_settings_have_their_own_figures_and_answers(several: Study) -> None:
+    drawn = report.study_figures(several.results, several.slopes)
+    pairs = [(s, p) for s in ("lambda", "weak") for p in ("weak", "compact")]
+    kinds = ["contraction", "blocks_k2", "temperature_sd"]
+    assert list(drawn) == [f"{s}_{p}_{kind}" for s, p in pairs for kind in kinds]
+    page = render_study(several.results, several.slopes, several.counts, drawn)
+    for scenario, prior in pairs:
+        assert page.count(f"<h3>scenario {scenario}, prior {prior}</h3>") == 2
+    outline = Outline(page)
+    assert outline.open == []
+    assert len(outline.named("img")) == 12
+    assert page.count('<button type="button">') == 2 + 9
+    mle = several.slopes["estimator"] == "mle"
+    rows = int((~mle).sum() + mle.sum() // 2)
+    assert page.count('<td data-value="') == 2 * rows, "one MLE serves both priors"
+
+
+def test_figures_of_a_setting_show_its_own_slopes(several: Study) -> None:
+    drawn = report.study_figures(several.results, several.slopes)
+    for study in settings(several.results):
+        scenario, prior = study.attrs["scenario"], study.attrs["prior"]
+        table = several.slopes
+        table = table[(table["scenario"] == scenario) & (table["prior"] == prior)]
+        table = table[(table["quantity"] == "normalised_loss") & (table["estimator"] == "map")]
+        shown = [t for t in texts(drawn[f"{scenario}_{prior}_contraction"]) if t.startswith("MAP")]
+        values = [estimate(r["slope"], r["low"], r["high"]) for _, r in table.iterrows()]
+        assert shown == [f"MAP {value}" for value in values]
+    assert len({tuple(texts(drawn[n])) for n in drawn if n.endswith("contraction")}) == 4
+
+
+def test_one_setting_is_not_named(page: str) -> None:
+    assert "<h3>" not in page
+    assert ">Scenario</button>" not in page
+
+
+@pytest.mark.parametrize(
+    ("k", "title"), [(1, "under-specified, k = 1"), (4, "over-specified, k = 4")]
+)
+def test_rates_that_are_not_known_are_said_to_be_so(k: int, title: str) -> None:
+    plan = make_plan(gates=[SOFTMAX], n_experts=[k], sizes=SIZES[:3], replicates=4)
+    cells = {cell.name: cell._replace(n_experts=2 if k == 1 else 3) for cell in plan.cells()}
+    results = assemble(plan, lambda name: fake_cell(plan, cells[name]), "now")
+    slopes = measure_slopes(plan, results)
+    drawn = report.study_figures(results, slopes)
+    assert list(drawn) == ["contraction", f"blocks_k{k}"]
+    assert title in texts(drawn["contraction"])
+    blocks = drawn[f"blocks_k{k}"]
+    assert len(blocks.axes) == 4, "no gate has a temperature"
+    assert not any(references(ax) for ax in blocks.axes)
+    assert texts(blocks).count("not known") == 4
+    page = render_study(results, slopes, count_statuses(results), {})
+    assert ">not known</td>" in page
+    assert "without a verdict" in page
+
+
+def damaged(study: xr.Dataset, kind: str) -> xr.Dataset:
     """A study in which something is missing."""
-    results = make_results(3, replicates=4).isel(gate=[0, 2]).copy(deep=True)
-    gate = {"gate": "dense_to_sparse", "n_experts": 3}
+    results = study.copy(deep=True)
+    gate = {"gate": DENSE, "n_experts": 3}
     if kind == "nothing converged":
         results["converged"].loc[gate] = False
-    elif kind == "not run":
+    elif kind == "not finite":
         for name in (*LOSSES, "block_error", "posterior_sd"):
             results[name].loc[gate] = np.nan
-        results["converged"].loc[gate] = False
     elif kind == "all missing":
         results["converged"][:] = False
     elif kind == "a sample size missing":
         results["converged"].loc[{"n": 3000}] = False
+    elif kind == "one sample size left":
+        results["converged"].loc[{"n": SIZES[1:]}] = False
     elif kind == "zeros":
         results["normalised_loss"].loc[{"n": 300}] = 0.0
-    elif kind == "one sample size":
-        results = results.isel(n=[0])
-    elif kind == "no theory":
-        results["expected"][:] = np.nan
-    elif kind == "no temperature":
-        results = results.isel(gate=[0])
+    elif kind == "two replicates":
+        results = results.isel(replicate=[0, 1])
     return results
 
 
-@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(
     "kind",
-    ["nothing converged", "not run", "all missing", "a sample size missing", "zeros",
-     "one sample size", "no theory", "no temperature"],
+    ["nothing converged", "not finite", "all missing", "a sample size missing",
+     "one sample size left", "zeros", "two replicates"],
 )  # fmt: skip
-def test_incomplete_studies_are_drawn(kind: str, slopes: pd.DataFrame) -> None:
-    results = damaged(kind)
-    kept = slopes[slopes["gate"].isin(results["gate"].to_numpy())].copy()
-    kept.loc[kept["quantity"] == "normalised_loss", ["slope", "low", "high"]] = np.nan
-    drawn = {
-        "contraction": report.contraction(results, kept),
-        "temperature_sd": report.temperature_sd(results, kept),
-    }
-    drawn["blocks"] = report.blocks(results, kept.iloc[:0], n_experts=[3])
-    page = render_study(results, kept, make_counts(results), drawn)
-    assert page.count("<figure>") == 3
-    if kind in ("not run", "nothing converged"):
-        assert "no converged fit" in texts(drawn["contraction"])
+def test_incomplete_studies_are_drawn(study: Study, kind: str) -> None:
+    small = study.results.isel(gate=[0, 1], n_experts=[1], replicate=slice(0, 4))
+    plan = make_plan(gates=GATES[:2], n_experts=[3])
+    results = damaged(small, kind)
+    slopes, counts = measure_slopes(plan, results), count_statuses(results)
+    drawn = report.study_figures(results, slopes)
+    for figure in drawn.values():
+        assert_texts_are_apart(figure)
+    page = render_study(results, slopes, counts, {})
+    if kind in ("not finite", "nothing converged", "all missing"):
+        assert "no usable fit" in texts(drawn["contraction"])
+        assert "no slope for MLE, MAP and posterior" in page
+    if kind == "two replicates":
+        assert "no interval for " in page
 
 
-def test_dollars_in_a_label_are_shown(slopes: pd.DataFrame, tmp_path: Path) -> None:
-    results = make_results(1).assign(gate_label=("gate", np.asarray(["$\\frac{$"], dtype=object)))
-    report.save(report.contraction(results, slopes), tmp_path / "figure")
+# --- names and files
 
 
-def test_save_is_deterministic_and_leaves_no_scraps(
-    results: xr.Dataset, slopes: pd.DataFrame, tmp_path: Path
+HOSTILE = "$\\frac{$ </title><script>alert(1)</script> \x00\x1b\n\ud800 ]]> -- & {{ 7*7 }}"
+
+
+def test_labels_are_shown_as_they_are_and_never_as_mathematics(
+    study: Study, tmp_path: Path
 ) -> None:
-    first = report.save(report.temperature_sd(results, slopes), tmp_path / "a" / "one.two")
-    second = report.save(report.temperature_sd(results, slopes), tmp_path / "b" / "one.two")
+    results = study.results.isel(gate=[0]).assign(gate_label=("gate", [HOSTILE]))
+    (one,) = settings(results)
+    figure = report.contraction(one, study.slopes)
+    _, svg = report.save(figure, tmp_path / "figure")
+    ET.parse(svg)
+    title = figure.axes[0].get_title(loc="left")
+    assert title.replace("\\$", "").count("$") == 0
+
+
+def test_save_is_deterministic_and_leaves_no_scraps(study: Study, tmp_path: Path) -> None:
+    first = report.save(report.temperature_sd(study.one, study.slopes), tmp_path / "a" / "one.two")
+    second = report.save(report.temperature_sd(study.one, study.slopes), tmp_path / "b" / "one.two")
     assert [p.name for p in first] == ["one.two.png", "one.two.svg"]
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["one.two.png", "one.two.svg"]
     assert "<dc:date>" not in first[1].read_text()
 
 
-def test_figures_leave_pyplot_and_the_users_settings_alone(
-    results: xr.Dataset, slopes: pd.DataFrame
-) -> None:
+def test_figures_leave_pyplot_and_the_users_settings_alone(study: Study) -> None:
     with matplotlib.rc_context({"font.size": 31.0, "lines.linewidth": 9.0}):
         before = dict(matplotlib.rcParams)
-        figure = report.temperature_sd(results, slopes)
+        figure = report.temperature_sd(study.one, study.slopes)
         assert dict(matplotlib.rcParams) == before
     assert figure.axes[0].get_lines()[0].get_linewidth() < 9
     assert plt.get_fignums() == []
@@ -463,14 +603,38 @@ def test_numbers_and_rates() -> None:
     assert number(-0.001) == "0.00"
     assert number(float("nan")) == "–"
     assert estimate(-0.5, -0.55, -0.449) == "−0.50 [−0.55, −0.45]"
+    assert estimate(-0.5, float("nan"), float("nan")) == "−0.50"
     assert estimate(float("nan"), 0.0, 1.0) == "no slope"
     assert size_text(30_000) == "30\u2009000"
+    assert [percent(share) for share in (0.9, 0.975, 0.07)] == ["90 %", "97.5 %", "7 %"]
     assert rate_math(-0.125, "n^-1/8") == "$n^{-1/8}$"
+    assert rate_math(-1.0, "n^-1") == "$n^{-1}$"
     assert rate_math(0.0, "none (ray)") == "no rate (ray)"
+    assert rate_math(float("nan"), "not known") == "not known"
     assert rate_html("n^-1/4") == "n<sup>−1/4</sup>"
+    assert rate_html("n^-1") == "n<sup>−1</sup>"
     assert rate_html("<b>") == "&lt;b&gt;"
     assert powers_html("<i> n^−0.49.") == "&lt;i&gt; n<sup>−0.49</sup>."
-    assert len(set(gate_markers([*GATES, "x", "y"]).values())) == 6
+    assert plain("a$b\n") == "a\\$b "
+
+
+def test_markers_follow_the_name_in_front_of_the_options() -> None:
+    markers = gate_markers([SOFTMAX, TANH, "activation_dense_to_sparse", "top_k_sparse(top_k=2)"])
+    assert markers[TANH] == "^"
+    assert markers["activation_dense_to_sparse"] == "v"
+    assert gate_markers([SOFTMAX, "top_k_sparse(top_k=3)"])["top_k_sparse(top_k=3)"] == "D"
+    assert len(set(gate_markers([SOFTMAX, DENSE, TANH, "mine(a=1)", "mine(a=2)"]).values())) == 5
+
+
+def test_labels_are_spread_out_in_order() -> None:
+    assert spread_out([1.0, 5.0], 1.0, 0.0, 10.0) == [1.0, 5.0]
+    placed = spread_out([9.9, 0.1, 9.8, 9.7], 1.0, 0.0, 10.0)
+    assert placed == pytest.approx([9.5, 0.5, 8.5, 7.5])
+
+
+def test_chunks_are_as_equal_as_can_be() -> None:
+    assert chunks(list("abcde"), 4) == [["a", "b", "c"], ["d", "e"]]
+    assert chunks(list("abcd"), 4) == [["a", "b", "c", "d"]]
 
 
 # --- the page
@@ -506,7 +670,7 @@ def test_page_is_well_formed_accessible_and_self_contained(page: str) -> None:
     assert outline.named("html")[0]["lang"] == "en"
     assert any(meta.get("name") == "viewport" for meta in outline.named("meta"))
     images = outline.named("img")
-    assert len(images) == 3
+    assert len(images) == 4
     for image in images:
         assert len(image["alt"] or "") > 40
         assert (image["src"] or "").startswith("data:image/svg+xml;base64,")
@@ -515,71 +679,121 @@ def test_page_is_well_formed_accessible_and_self_contained(page: str) -> None:
     identifiers = [a["id"] for _, a in outline.tags if "id" in a]
     assert len(identifiers) == len(set(identifiers))
     assert "http://" not in re.sub(r"base64,[^\"]*", "", page)
-    assert len(outline.named("button")) == 8
+    assert len(outline.named("button")) == 9
 
 
-def test_headline_numbers_come_from_the_slopes(results: xr.Dataset, slopes: pd.DataFrame) -> None:
-    full = make_results(4)
-    changed = make_slopes(full)
-    for gate, values in {
-        "dense_to_sparse": (0.0123, -0.03, 0.05),
-        "activation_dense_to_sparse": (-0.4321, -0.47, -0.39),
-    }.items():
-        rows = (changed["gate"] == gate) & (changed["quantity"] == "temperature_sd")
-        changed.loc[rows & (changed["n_experts"] == 2), ["slope", "low", "high"]] = values
-        changed.loc[rows & (changed["n_experts"] == 3), ["slope", "low", "high"]] = (
-            -0.2,
-            -0.5,
-            0.1,
-        )
-    answers = headline(full, changed)
-    assert answers[0] == (
-        "Dense-to-sparse, exact, k = 2: the posterior standard deviation of τ does not contract: "
-        "slope 0.01 [−0.03, 0.05]."
+def changed(slopes: pd.DataFrame, where: dict[str, Any], values: tuple[float, ...]) -> pd.DataFrame:
+    """Slopes with other numbers in the rows that have the values given."""
+    result = slopes.copy()
+    rows = np.logical_and.reduce([result[name] == value for name, value in where.items()])
+    assert rows.any()
+    result.loc[rows, ["slope", "low", "high"]] = values
+    return result
+
+
+def test_headline_has_an_answer_per_gate_and_k_with_the_numbers_of_the_slopes(
+    study: Study,
+) -> None:
+    spread = {"n_experts": 2, "quantity": "temperature_sd"}
+    losses = {"gate": DENSE, "n_experts": 2, "quantity": "normalised_loss"}
+    slopes = changed(study.slopes, {"gate": DENSE} | spread, (0.0123, -0.03, 0.05))
+    slopes = changed(slopes, {"gate": TANH} | spread, (-0.4321, -0.47, -0.39))
+    slopes = changed(slopes, losses, (0.012, -0.05, 0.06))
+    slopes = changed(slopes, losses | {"estimator": "map"}, (-0.2, -0.5, 0.1))
+    slopes = changed(
+        slopes, losses | {"quantity": "normalised_identified_loss"}, (-0.5, -0.6, -0.4)
     )
+    answers = headline(study.one, slopes)
+    assert len(answers) == 6
     assert answers[2] == (
-        "Activation (sigmoid), exact, k = 2: the posterior standard deviation of τ contracts, at "
-        "n^−0.43 [−0.47, −0.39]."
+        "Dense-to-sparse, exact, k = 2",
+        "Loss: stays flat for MLE 0.01 [−0.05, 0.06] and posterior 0.01 [−0.05, 0.06]; unclear for "
+        "MAP −0.20 [−0.50, 0.10]. Loss modulo the ray: falls for MLE n^−0.50 [−0.60, −0.40], MAP "
+        "n^−0.50 [−0.60, −0.40] and posterior n^−0.50 [−0.60, −0.40]. Sd of τ: stays flat for "
+        "posterior 0.01 [−0.03, 0.05].",
     )
-    assert all("cannot tell" in answers[i] for i in (1, 3))
-    page = render_study(full, changed, make_counts(full), {})
+    assert answers[4].finding.endswith("τ: falls for posterior n^−0.43 [−0.47, −0.39].")
+    assert "τ" not in answers[0].finding
+    assert "ray" not in answers[0].finding + answers[4].finding
+    page = render_study(study.results, slopes, study.counts, {})
     assert "n<sup>−0.43</sup> [−0.47, −0.39]" in page
 
 
-def test_headline_without_temperatures_is_about_losses(slopes: pd.DataFrame) -> None:
-    results = make_results(1)
-    answers = headline(results, slopes[slopes["gate"] == "softmax"])
-    assert len(answers) == 6
-    assert all("normalised Voronoi loss" in answer for answer in answers)
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ((0.5, 0.2, 0.8), "grows for MAP 0.50 [0.20, 0.80]."),
+        ((-0.5, np.nan, np.nan), "no interval for MAP −0.50."),
+        ((np.nan, np.nan, np.nan), "no slope for MAP."),
+    ],
+)
+def test_headline_says_when_slopes_grow_or_are_missing(
+    study: Study, values: tuple[float, ...], words: str
+) -> None:
+    where = {"gate": SOFTMAX, "n_experts": 2, "estimator": "map", "quantity": "normalised_loss"}
+    answer = headline(study.one, changed(study.slopes, where, values))[0]
+    assert f"; {words}" in answer.finding
     assert 0 < NEGLIGIBLE < 0.125, "the slowest polynomial rate must not count as flat"
 
 
-def test_names_are_shown_and_never_run(results: xr.Dataset, slopes: pd.DataFrame) -> None:
-    bad = "<script>alert(1)</script>"
-    hostile = results.assign(gate_label=("gate", np.asarray([bad] * 3, dtype=object)))
-    hostile.attrs |= {k: f"{bad}{k}" for k in ("plan", "scenario", "prior", "starts", "created")}
-    hostile.attrs["versions"] = json.dumps({bad: bad})
-    spoiled = slopes.assign(expected_text=bad, verdict=f'x" onclick="{bad}')
-    counts = make_counts(results).assign(status=bad)
-    figure = report.temperature_sd(hostile, spoiled)
-    page = render_study(hostile, spoiled, counts, {f'{bad}"onload="': figure})
+def test_names_are_shown_and_never_run(study: Study) -> None:
+    results = study.results.assign(gate_label=("gate", [HOSTILE] * 3))
+    results.attrs |= {"name": HOSTILE, "plan": HOSTILE, "created": HOSTILE}
+    results.attrs["versions"] = json.dumps({HOSTILE: HOSTILE})
+    spoiled = study.slopes.assign(expected_text=HOSTILE)
+    (one,) = settings(results)
+    figure = report.temperature_sd(one, spoiled)
+    page = render_study(results, spoiled, study.counts, {"temperature_sd": figure})
     outline = Outline(page)
     assert len(outline.named("script")) == 1
     assert not any(name.startswith("on") for _, a in outline.tags for name in a)
-    assert "alert(1)" in page
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 10
+    assert "{{ 7*7 }}" in page
 
 
-def test_page_names_fits_that_did_not_converge(results: xr.Dataset, page: str) -> None:
-    left = int((~results["converged"]).sum())
-    floor = int((results["status"] == "at_variance_floor").sum())
-    assert f"{left} of {size_text(results['converged'].size)} fits did not converge" in page
-    assert f"{floor} at the variance floor" in page
+# --- counts
 
 
-def test_page_has_settings_plan_and_a_row_per_slope(slopes: pd.DataFrame, page: str) -> None:
-    assert "sizes = [300, 1000]  # &lt;small&gt;" in page
-    assert "<dt>numpyro</dt><dd>0.22.0</dd>" in page
-    assert page.count('<td data-value="') == 2 * len(slopes)
-    for _, row in slopes.iterrows():
+def test_every_status_and_quantity_has_a_name(study: Study) -> None:
+    assert {status.name.lower() for status in (*Status, *PosteriorStatus)} == set(STATUS_LABELS)
+    assert set(study.slopes["quantity"]) <= set(QUANTITY_LABELS)
+    assert "distance between MAP and MLE" in QUANTITY_LABELS.values()
+
+
+def test_page_names_fits_that_did_not_converge(study: Study, page: str) -> None:
+    status = study.results["status"].to_numpy().ravel()
+    failed = int((~study.results["converged"]).sum())
+    assert 0 < failed == int(np.isin(status, ["separated", "not_mixed"]).sum())
+    assert f"{failed} of {size_text(status.size)} fits did not converge: " in page
+    assert f"{int((status == 'separated').sum())} separated" in page
+    floor = int((status == "at_variance_floor").sum())
+    assert f"Of the fits that converged, {floor} rest on the variance floor" in page
+
+
+def test_fits_at_the_variance_floor_count_as_converged() -> None:
+    counts = pd.DataFrame({"status": ["converged", "at_variance_floor"], "count": [1200, 3]})
+    assert left_out(counts) == "All 1\u2009203 fits converged."
+    assert at_floor(counts).startswith("Of the fits that converged, 3 rest on")
+    assert at_floor(counts.iloc[:1]) == ""
+
+
+def test_an_mle_is_counted_once_whatever_the_number_of_priors(several: Study) -> None:
+    counts = once(several.counts, several.results)
+    data_sets = 2 * 3 * 4  # scenarios, sizes, replicates
+    assert int(counts["count"].sum()) == data_sets * (1 + 2 * 2)
+    assert int(several.counts["count"].sum()) == data_sets * 3 * 2
+
+
+def test_page_has_settings_plan_and_a_row_per_slope(study: Study, page: str) -> None:
+    assert "sizes = [300, 1000, 3000, 10000, 30000]" in page
+    assert f"<dt>jax</dt><dd>{json.loads(study.results.attrs['versions'])['jax']}</dd>" in page
+    assert page.count('<td data-value="') == 2 * len(study.slopes)
+    for _, row in study.slopes.iterrows():
         assert f">{estimate(row['slope'], row['low'], row['high'])}</td>" in page
+
+
+def test_starts_near_the_truth_are_a_warning_beside_the_answer(study: Study, page: str) -> None:
+    assert "no evidence of convergence" not in page
+    near = study.results.assign_attrs(starts="near_truth")
+    warned = render_study(near, study.slopes, study.counts, {})
+    assert warned.index("no evidence of convergence") < warned.index('id="figures"')

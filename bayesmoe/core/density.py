@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+import math
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
-from jax.scipy.special import logsumexp
 from jax.scipy.stats import norm
+from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 
 from bayesmoe.core.gate import Gate
 from bayesmoe.core.measure import MixingMeasure
+
+_LOG_2PI = math.log(2 * math.pi)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def log_sum_exp(terms: Array, axis: int) -> Array:
+    """log Σ exp(terms) along ``axis``; where the sum is zero, -inf with a gradient of zero.
+
+    JAX's own has a gradient of NaN there, which would spoil the sum over all observations.
+    """
+    return log_sum_exp_and_shares(terms, axis)[0]
+
+
+@log_sum_exp.defjvp
+def _log_sum_exp_jvp(axis: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    value, shares = log_sum_exp_and_shares(primals[0], axis)
+    return value, jnp.sum(shares * tangents[0], axis=axis)
+
+
+def log_sum_exp_and_shares(terms: Array, axis: int) -> tuple[Array, Array]:
+    """`log_sum_exp` and its gradient, the share of each term in the sum: zeros in a sum of zero."""
+    largest = jax.lax.stop_gradient(jnp.max(terms, axis=axis))
+    largest = jnp.where(jnp.isfinite(largest), largest, 0.0)
+    powers = jnp.exp(terms - jnp.expand_dims(largest, axis))
+    total = jnp.sum(powers, axis=axis)
+    shares = powers / jnp.expand_dims(jnp.where(total > 0, total, 1.0), axis)
+    return jnp.log(total) + largest, shares
 
 
 class GaussianMixture(dist.Distribution):
@@ -27,7 +56,7 @@ class GaussianMixture(dist.Distribution):
         Component means and standard deviations, shape ``(..., k)``.
     """
 
-    arg_constraints = {
+    arg_constraints: ClassVar[dict[str, Any]] = {
         # not a real vector: -inf is a weight of zero; the margin is for rounding
         "log_weights": constraints.independent(constraints.less_than(1e-9), 1),
         "locs": constraints.real_vector,
@@ -50,13 +79,14 @@ class GaussianMixture(dist.Distribution):
         self.scales = jnp.broadcast_to(scales, shape)
         super().__init__(batch_shape=shape[:-1], validate_args=validate_args)
 
-    def component_log_prob(self, value: Array) -> Array:
+    def component_log_prob(self, value: ArrayLike) -> Array:
         """log of weight times density of each component, shape ``(..., k)``."""
-        value = jnp.asarray(value)[..., None]
-        return self.log_weights + norm.logpdf(value, self.locs, self.scales)
+        residual = (jnp.asarray(value)[..., None] - self.locs) / self.scales
+        # not norm.logpdf: the derivative of its squared scale overflows below scales of 1e-77
+        return self.log_weights - jnp.log(self.scales) - 0.5 * (_LOG_2PI + residual**2)
 
-    def log_prob(self, value: Array, intermediates: Any = None) -> Array:
-        return logsumexp(self.component_log_prob(value), axis=-1)
+    def log_prob(self, value: ArrayLike, intermediates: Any = None) -> Array:
+        return log_sum_exp(self.component_log_prob(value), -1)
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         shape = tuple(sample_shape) + self.batch_shape
@@ -76,7 +106,7 @@ class GaussianMixture(dist.Distribution):
         spread = self.scales**2 + (self.locs - self.mean[..., None]) ** 2
         return jnp.sum(jnp.exp(self.log_weights) * spread, axis=-1)
 
-    def cdf(self, value: Array) -> Array:
+    def cdf(self, value: ArrayLike) -> Array:
         component = norm.cdf(jnp.asarray(value)[..., None], self.locs, self.scales)
         return jnp.sum(jnp.exp(self.log_weights) * component, axis=-1)
 

@@ -13,8 +13,7 @@ from jax import Array
 from bayesmoe.core.measure import GateParameters
 
 if TYPE_CHECKING:
-    from bayesmoe.core.priors import Prior
-    from bayesmoe.core.scaling import Scaling
+    from bayesmoe.core.program import Sites
 
 PARAMETER_BLOCKS = ("gate_slope", "temperature", "slope", "intercept", "variance")
 
@@ -60,9 +59,20 @@ def polynomial_order(cell_size: Array) -> Array:
 class Gate(abc.ABC):
     """A gate: its logits, its identifiable coordinates, its invariances and its theory.
 
-    Subclasses are frozen dataclasses, hence hashable, so that compiled functions can take a gate
-    as a static argument. A new gate is one file that subclasses this and sets the class
-    attributes; only `logits`, `program`, `voronoi_exponents` and `expected_rate` are abstract.
+    A gate of one's own is one frozen dataclass (hence hashable, so that compiled functions can
+    take it as a static argument; its fields are its options) that subclasses this, sets `name`
+    and the class attributes that differ from the defaults below, and defines
+
+    - `logits`, in JAX, from the parameters β1 ``(k, d)``, β0 ``(k,)`` and τ ``()``. Adding one
+      number to every β0 must leave the gate unchanged: that is what pins the reference expert,
+      the last, at β1 = 0 and β0 = 0;
+    - `program`, one statement: ``observe(self, MixingMeasure(*sites.gate(), *sites.experts()), x,
+      y)``, or ``sites.gate(sites.temperature())`` for a gate that has a temperature; see
+      `bayesmoe.core.program`;
+    - `voronoi_exponents` and `expected_rate`, the theory that its losses are taken from.
+
+    It is used as an object, ``bayesmoe.moe(MyGate(), n_experts=3)``, everywhere a name is.
+    Invariances that are not declared (`ray`, `flip`, `linear`) are taken not to exist.
 
     Coordinates. Sampling and optimisation use identifiable coordinates of the gate, one flat
     vector: the free gate slopes (divided by τ if `slope_per_temperature`), the free intercepts
@@ -71,13 +81,16 @@ class Gate(abc.ABC):
 
     name: ClassVar[str]
     #: whether τ is a free parameter (otherwise it is one)
-    has_temperature: ClassVar[bool]
+    has_temperature: ClassVar[bool] = False
     #: whether β1/τ, rather than β1, is the identifiable coordinate
-    slope_per_temperature: ClassVar[bool]
+    slope_per_temperature: ClassVar[bool] = False
     #: whether β0/τ, rather than β0, is the identifiable coordinate
-    intercept_per_temperature: ClassVar[bool]
+    intercept_per_temperature: ClassVar[bool] = False
     #: whether logits are linear in x: then slopes may be translated (gauge), and the design centred
-    linear: ClassVar[bool]
+    linear: ClassVar[bool] = False
+    #: whether x in other units and β1 in their inverses give the same logits, as any function of
+    #: β1ᵀx does; if not, the gate sees x as it is, never standardised
+    rescalable: ClassVar[bool] = True
 
     @property
     def ray(self) -> bool:
@@ -99,7 +112,7 @@ class Gate(abc.ABC):
         """How figures and tables name the gate, options included."""
         return self.name.replace("_", " ").replace("dense to sparse", "dense-to-sparse")
 
-    def check(self, n_experts: int) -> None:
+    def check(self, n_experts: int) -> None:  # noqa: B027 - most gates serve any number
         """Raise ValueError if the gate cannot serve ``n_experts`` experts."""
 
     @abc.abstractmethod
@@ -107,15 +120,7 @@ class Gate(abc.ABC):
         """Logits z_i(x), shape ``(k, n)`` for x of shape ``(d, n)``; -inf excludes an expert."""
 
     @abc.abstractmethod
-    def program(
-        self,
-        x: Array,
-        y: Array | None,
-        *,
-        n_experts: int,
-        prior: Prior,
-        scaling: Scaling,
-    ) -> None:
+    def program(self, x: Array, y: Array | None, sites: Sites) -> None:
         """The NumPyro program; x of shape ``(n, d)``, y of shape ``(n,)`` or None to simulate."""
 
     @abc.abstractmethod

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.scipy.special import logsumexp
-from jax.typing import ArrayLike
+from numpy.typing import ArrayLike
 
+from bayesmoe.core.density import log_sum_exp, log_sum_exp_and_shares
 from bayesmoe.core.gate import Gate
 from bayesmoe.core.measure import GateParameters, MixingMeasure
 from bayesmoe.core.scaling import Scaling
@@ -150,7 +150,7 @@ def _log_mixture(
     logits = gate.logits(parameters, x)
     residual = (y - means) * jnp.exp(-0.5 * log_variance)[:, None]
     log_normal = -0.5 * (_LOG_2PI + log_variance[:, None] + residual**2)
-    return logsumexp(logits + log_normal, axis=0) - logsumexp(logits, axis=0)
+    return log_sum_exp(logits + log_normal, 0) - log_sum_exp(logits, 0)
 
 
 def _chunk(data: Data, index: Array) -> tuple[Array, Array, Array, Array]:
@@ -162,7 +162,8 @@ def _chunk_log_likelihood(layout: Layout, coordinates: Array, chunk: tuple[Array
     gate, slope, intercept, log_variance = layout.split(coordinates)
     parameters = layout.gate.from_coordinates(gate, layout.n_experts, layout.n_covariates)
     means = slope @ expert_x + intercept[:, None]
-    return jnp.sum(mask * _log_mixture(layout.gate, parameters, gate_x, y, means, log_variance))
+    rows = _log_mixture(layout.gate, parameters, gate_x, y, means, log_variance)
+    return jnp.sum(jnp.where(mask > 0, rows, 0.0))  # the padding may well be -inf
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -224,12 +225,15 @@ def _evaluate_chunk(layout: Layout, coordinates: Array, chunk: tuple[Array, ...]
     z = logits(gate)
     # dz[c, i] = ∂z_i/∂gate_c, shape (n_gate, k, m)
     dz = jax.vmap(lambda e: jax.jvp(logits, (gate,), (e,))[1])(jnp.eye(layout.n_gate))
-    precision = jnp.exp(-log_variance)[:, None]
     residual = y - (slope @ expert_x + intercept[:, None])
-    square = residual**2 * precision
+    square = (residual * jnp.exp(-0.5 * log_variance)[:, None]) ** 2
     log_joint = z - 0.5 * (_LOG_2PI + log_variance[:, None] + square)
-    evidence, total = logsumexp(log_joint, axis=0), logsumexp(z, axis=0)
-    r, prior = mask * jnp.exp(log_joint - evidence), mask * jnp.exp(z - total)
+    evidence, r = log_sum_exp_and_shares(log_joint, 0)
+    total, prior = log_sum_exp_and_shares(z, 0)
+    r, prior = mask * r, mask * prior
+    # finite, so that an expert without responsibility adds zero and not 0 * inf
+    square = jnp.minimum(square, 1e200)
+    precision = jnp.minimum(jnp.exp(-log_variance), 1e200)[:, None]
 
     p, g = layout.size, layout.n_gate
     hessian, score = jnp.zeros((p, p)), jnp.zeros((p, mask.shape[0]))
@@ -256,7 +260,8 @@ def _evaluate_chunk(layout: Layout, coordinates: Array, chunk: tuple[Array, ...]
     bend = jax.hessian(lambda free: jnp.sum(_finite_product(surplus, logits(free))))(gate)
     hessian = hessian.at[:g, :g].add(bend)
     gradient = jnp.sum(score, axis=1).at[:g].add(-jnp.sum(mean_dz, axis=1))
-    return Evaluation(jnp.sum(mask * (evidence - total)), gradient, hessian)
+    value = jnp.sum(jnp.where(mask > 0, evidence - total, 0.0))
+    return Evaluation(value, gradient, hessian)
 
 
 def _finite_product(weight: Array, logits: Array) -> Array:

@@ -9,12 +9,13 @@ from typing import Any
 
 import jax
 from jax import Array
-from jax.typing import ArrayLike
+from numpy.typing import ArrayLike
 
 from bayesmoe.core.gate import Gate
 from bayesmoe.core.likelihood import Layout, log_density
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.priors import PRIORS, Prior
+from bayesmoe.core.program import Sites
 from bayesmoe.core.scaling import Scaling
 from bayesmoe.core.validate import check_covariates, check_observations, check_whole
 
@@ -67,9 +68,15 @@ class MoE:
         Raises
         ------
         ValueError
-            If x or y is not finite or their shapes do not fit each other or the measure.
+            If x or y is not finite, their shapes do not fit each other or the measure, or the
+            measure has another number of experts than the model.
         """
         covariates, response = check_observations(x, y)
+        if measure.n_experts != self.n_experts:
+            raise ValueError(
+                f"the measure has {measure.n_experts} experts, the model {self.n_experts}; "
+                "use a model with as many experts as the measure"
+            )
         if measure.n_covariates != covariates.shape[1]:
             raise ValueError(
                 f"x has {covariates.shape[1]} covariates, the measure {measure.n_covariates}"
@@ -94,6 +101,7 @@ def make_model(gate: Gate, n_experts: int, prior: str | Prior = "weak") -> MoE:
 
 
 def _program(model: MoE, x: Any, y: Any = None) -> None:
-    covariates = check_covariates(x)
-    scaling = Scaling.from_data(model.gate, covariates, y)
-    model.gate.program(covariates, y, n_experts=model.n_experts, prior=model.prior, scaling=scaling)
+    covariates, response = (check_covariates(x), None) if y is None else check_observations(x, y)
+    scaling = Scaling.from_data(model.gate, covariates, response)
+    sites = Sites(model.prior, scaling, model.n_experts, covariates.shape[1])
+    model.gate.program(covariates, response, sites)

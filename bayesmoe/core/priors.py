@@ -5,17 +5,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
 
 import jax.numpy as jnp
-import numpyro
 import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import constraints
 
 from bayesmoe.core.gate import Gate
-from bayesmoe.core.measure import GateParameters, MixingMeasure
-from bayesmoe.core.scaling import Scaling
+from bayesmoe.core.measure import MixingMeasure
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -121,61 +118,6 @@ def compact(gate: Gate) -> Prior:
 
 
 PRIORS = {"weak": weak, "flat": flat, "compact": compact}
-
-
-def sample_gate(
-    gate: Gate, prior: Prior, scaling: Scaling, n_experts: int, n_covariates: int
-) -> GateParameters:
-    """NumPyro sites of the gate, on the original scale.
-
-    Sites ``gate_slope_free`` ``(k-1, d)``, ``gate_intercept_free`` ``(k-1,)`` and, where the gate
-    has one, ``temperature``; deterministic ``gate_slope`` and ``gate_intercept`` with the
-    reference expert.
-    """
-    free = n_experts - 1
-    temperature = jnp.ones(())
-    if gate.has_temperature:
-        temperature = numpyro.sample("temperature", prior.temperature)
-    slope = numpyro.sample(
-        "gate_slope_free",
-        _affine(prior.gate_slope, 0.0, 1 / scaling.gate_scale, (free, n_covariates)),
-    )
-    scale = temperature if prior.intercept_per_temperature else 1.0
-    intercept = numpyro.sample(
-        "gate_intercept_free",
-        _affine(prior.gate_intercept, -slope @ scaling.gate_shift, scale, (free,)),
-    )
-    reference = jnp.zeros((1, n_covariates))
-    return GateParameters(
-        numpyro.deterministic("gate_slope", jnp.concatenate([slope, reference])),
-        numpyro.deterministic("gate_intercept", jnp.concatenate([intercept, jnp.zeros(1)])),
-        temperature,
-    )
-
-
-def sample_experts(
-    prior: Prior, scaling: Scaling, n_experts: int, n_covariates: int
-) -> tuple[Array, Array, Array]:
-    """NumPyro sites ``slope`` (k, d), ``intercept`` (k,), ``variance`` (k,), original scale."""
-    shape = (n_experts,)
-    slope = numpyro.sample(
-        "slope",
-        _affine(prior.slope, 0.0, scaling.y_scale / scaling.x_scale, (n_experts, n_covariates)),
-    )
-    centre = scaling.y_shift - slope @ scaling.x_shift
-    intercept = numpyro.sample(
-        "intercept", _affine(prior.intercept, centre, scaling.y_scale, shape)
-    )
-    variance = numpyro.sample("variance", _affine(prior.variance, 0.0, scaling.y_scale**2, shape))
-    return slope, intercept, variance
-
-
-def _affine(base: dist.Distribution, loc: Any, scale: Any, shape: tuple[int, ...]) -> Any:
-    """The image of ``base`` under value -> loc + scale * value, all axes of ``shape`` as event."""
-    if isinstance(base, dist.ImproperUniform):
-        return dist.ImproperUniform(base.support, (), event_shape=shape)
-    affine = dist.transforms.AffineTransform(loc, scale, domain=base.support)
-    return dist.TransformedDistribution(base.expand(shape), affine).to_event(len(shape))
 
 
 def _log_prob(base: dist.Distribution, value: Array) -> Array:

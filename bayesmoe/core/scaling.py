@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -17,7 +19,7 @@ class Scaling:
     """The affine maps x̃ = (x - x_shift)/x_scale and ỹ = (y - y_shift)/y_scale.
 
     The gate has its own map of x: for gates linear in x the same as the experts'; for other
-    gates no shift, because σ(β1ᵀx) has no intercept that could absorb one.
+    gates no shift, because σ(β1ᵀx) has no intercept that could absorb one; see `from_data`.
 
     Attributes
     ----------
@@ -35,22 +37,19 @@ class Scaling:
     y_scale: Array
 
     @classmethod
-    def from_data(cls, gate: Gate, x: Array, y: Array | None) -> Scaling:
+    def from_data(cls, gate: Gate, x: Array | np.ndarray, y: Array | np.ndarray | None) -> Scaling:
         """Means and standard deviations of x ``(n, d)`` and y ``(n,)``; unit scale for no y.
 
-        A gate that is not linear in x is scaled by the root mean square of x instead.
+        A gate that is not linear in x is scaled by the root mean square of x instead, and one
+        that is not `Gate.rescalable` not at all. Both may be traced.
         """
         x_shift, x_scale = _moments(x)
+        y_shift, y_scale = (jnp.zeros(()), jnp.ones(())) if y is None else _moments(y)
+        gate_shift, gate_scale = jnp.zeros_like(x_shift), jnp.ones_like(x_scale)
         if gate.linear:
             gate_shift, gate_scale = x_shift, x_scale
-        else:
-            largest = jnp.max(jnp.abs(x), axis=0)
-            unit = jnp.where(largest > 0, largest, 1.0)
-            gate_shift, gate_scale = (
-                jnp.zeros_like(x_shift),
-                unit * jnp.sqrt(jnp.mean((x / unit) ** 2, 0)),
-            )
-        y_shift, y_scale = (jnp.zeros(()), jnp.ones(())) if y is None else _moments(y)
+        elif gate.rescalable:
+            gate_scale = _root_mean_square(x)
         return cls(x_shift, x_scale, gate_shift, gate_scale, y_shift, y_scale)
 
     @classmethod
@@ -98,11 +97,30 @@ class Scaling:
         return n_experts * experts - (n_experts - 1) * jnp.sum(jnp.log(self.gate_scale))
 
 
-def _moments(values: Array) -> tuple[Array, Array]:
-    """Mean and standard deviation over the first axis; NumPy's, safe at extreme scales."""
-    array = np.asarray(values)
-    largest = np.max(np.abs(array), axis=0)
-    unit = np.where(largest > 0, largest, 1.0)
-    shift = np.mean(array / unit, axis=0) * unit
-    scale = np.std((array - shift) / unit, axis=0) * unit
-    return jnp.asarray(shift), jnp.asarray(np.where(scale > 0, scale, 1.0))
+def _moments(values: Array | np.ndarray) -> tuple[Array, Array]:
+    """Mean and standard deviation over the first axis; a scale of one for constant values."""
+    xp, unit = _namespace(values), _unit(values)
+    shift = xp.mean(values / unit, axis=0) * unit
+    scale = xp.std(values / unit, axis=0) * unit
+    # rounding gives constant values a deviation that is not always zero
+    varying = (xp.max(values, axis=0) > xp.min(values, axis=0)) & (scale > 0)
+    return jnp.asarray(shift), jnp.asarray(xp.where(varying, scale, 1.0))
+
+
+def _root_mean_square(values: Array | np.ndarray) -> Array:
+    """Over the first axis; one for zeros."""
+    xp, unit = _namespace(values), _unit(values)
+    size = xp.sqrt(xp.mean((values / unit) ** 2, axis=0)) * unit
+    return jnp.asarray(xp.where(size > 0, size, 1.0))
+
+
+def _unit(values: Array | np.ndarray) -> Any:
+    """A power of two near the largest value, so that squares neither overflow nor underflow."""
+    xp = _namespace(values)
+    _, exponent = xp.frexp(xp.max(xp.abs(values), axis=0))
+    return xp.ldexp(1.0, xp.clip(exponent, -1000, 1000))
+
+
+def _namespace(values: Array | np.ndarray) -> Any:
+    """NumPy for known values, since JAX would compile anew for every n; else jax.numpy."""
+    return jnp if isinstance(values, jax.core.Tracer) else np

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import overload
+
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
@@ -13,18 +15,28 @@ from bayesmoe.core.measure import FIELDS, MixingMeasure
 Floats = npt.NDArray[np.float64]
 
 
-def align(posterior: DataTree, gate: Gate, reference: MixingMeasure) -> DataTree:
-    """The posterior with the experts of every draw named as in ``reference``.
+@overload
+def align(estimate: DataTree, gate: Gate, reference: MixingMeasure) -> DataTree: ...
 
-    Each draw is relabelled, by an element of the gate's gauge, so that its experts' lines and log
-    variances are nearest to the reference's in least squares, in units of the draws' spread around the
-    overall mean. Densities do not change. Where the gate allows it, the reference expert may become
-    another one, and its gate parameters are moved to zero; otherwise it keeps its place.
+
+@overload
+def align(estimate: MixingMeasure, gate: Gate, reference: MixingMeasure) -> MixingMeasure: ...
+
+
+def align(
+    estimate: DataTree | MixingMeasure, gate: Gate, reference: MixingMeasure
+) -> DataTree | MixingMeasure:
+    """Estimates or draws with their experts named as in ``reference``.
+
+    Each is relabelled, by an element of the gate's gauge, so that its experts' lines and log
+    variances are nearest to the reference's in least squares, in units of their overall spread.
+    Densities do not change. Where the gate allows it, the reference expert may become another one,
+    and its gate parameters are moved to zero; otherwise it keeps its place.
 
     Parameters
     ----------
-    posterior
-        From `sample_posterior`.
+    estimate
+        From `sample_posterior`, or a measure with any batch axes.
     gate
         The model's gate.
     reference
@@ -33,36 +45,50 @@ def align(posterior: DataTree, gate: Gate, reference: MixingMeasure) -> DataTree
     Raises
     ------
     ValueError
-        If the numbers of experts or covariates differ.
+        If the numbers of experts or covariates differ, or an expert has a value that is not
+        finite.
     """
-    group = posterior["posterior"]
-    fields = {name: group[name].transpose("chain", "draw", ...).to_numpy() for name in FIELDS}
-    if fields["slope"].shape[2:] != reference.slope.shape:
-        raise ValueError(
-            f"the draws have (k, d) = {fields['slope'].shape[2:]}, the reference "
-            f"{reference.slope.shape}; use a measure of the same model"
-        )
-    flat = {name: values.reshape(-1, *values.shape[2:]) for name, values in fields.items()}
-    order = _nearest(gate, flat, reference)
-    aligned = _relabel(gate, flat, order)
-    shaped = {name: values.reshape(fields[name].shape) for name, values in aligned.items()}
-    result = posterior.copy()
-    dataset = group.to_dataset()
+    if isinstance(estimate, MixingMeasure):
+        fields = {name: np.asarray(getattr(estimate, name)) for name in FIELDS}
+        return MixingMeasure(**_aligned(gate, fields, reference))
+    group = estimate["posterior"].to_dataset()
+    arrays = {name: group[name].transpose("chain", "draw", ...) for name in FIELDS}
+    aligned = _aligned(gate, {name: a.to_numpy() for name, a in arrays.items()}, reference)
+    result = estimate.copy()
     result["posterior"] = DataTree(
-        dataset.assign({name: (group[name].dims, shaped[name]) for name in FIELDS})
+        group.assign({name: (arrays[name].dims, aligned[name]) for name in FIELDS})
     )
     return result
+
+
+def _aligned(gate: Gate, fields: dict[str, Floats], reference: MixingMeasure) -> dict[str, Floats]:
+    shape = fields["slope"].shape
+    if shape[-2:] != reference.slope.shape:
+        raise ValueError(
+            f"the estimate has (k, d) = {shape[-2:]}, the reference {reference.slope.shape}; "
+            "use a single measure of the same model"
+        )
+    batch = len(shape) - 2
+    flat = {name: values.reshape(-1, *values.shape[batch:]) for name, values in fields.items()}
+    moved = _relabel(gate, flat, _nearest(gate, flat, reference))
+    return {name: values.reshape(fields[name].shape) for name, values in moved.items()}
 
 
 def _nearest(gate: Gate, draws: dict[str, Floats], reference: MixingMeasure) -> np.ndarray:
     """For every draw the expert that takes each place, shape ``(m, k)``."""
     atoms = _atoms(draws["slope"], draws["intercept"], draws["variance"])
-    target = _atoms(
-        *(np.asarray(b) for b in (reference.slope, reference.intercept, reference.variance))
-    )
-    spread = atoms.std(axis=(0, 1))
+    blocks = (reference.slope, reference.intercept, reference.variance)
+    target = _atoms(*(np.asarray(block) for block in blocks))
+    # the reference's included: else a coordinate in which one estimate's experts hardly differ,
+    # and which tells nothing, would decide
+    spread = np.concatenate([atoms.reshape(-1, atoms.shape[-1]), target]).std(axis=0)
     unit = np.where(spread > 0, spread, 1.0)
     cost = np.sum(((atoms[:, :, None] - target) / unit) ** 2, axis=-1)
+    if not np.all(np.isfinite(cost)):
+        raise ValueError(
+            "an expert of the estimate or the reference has a slope, intercept or variance that is "
+            "not finite, so it cannot be named; leave such fits and draws out"
+        )
     k = target.shape[0]
     free = k if gate.linear or (gate.flip and k == 2) else k - 1
     order = np.tile(np.arange(k), (len(cost), 1))
@@ -80,8 +106,13 @@ def _relabel(gate: Gate, draws: dict[str, Floats], order: np.ndarray) -> dict[st
     """Experts in the given order, the gate's parameters moved so that the last is the reference."""
     moved = {name: _take(values, order) for name, values in draws.items() if values.ndim > 1}
     slope, intercept = moved["gate_slope"], moved["gate_intercept"]
-    # σ(u) - σ(0) = σ(0) - σ(-u): with two experts the swap has the slope -u, as for a linear gate
-    moved["gate_slope"] = slope - slope[:, -1:]
+    if gate.linear:
+        slope = slope - slope[:, -1:]
+    else:
+        # σ(v) - σ(u) = σ(-u) - σ(-v): where two experts swapped, the slopes (v, u) become (-u, -v)
+        swapped = order[:, -1] != order.shape[1] - 1
+        slope = np.where(swapped[:, None, None], -slope[:, ::-1], slope)
+    moved["gate_slope"] = slope
     moved["gate_intercept"] = intercept - intercept[:, -1:]
     return draws | moved
 

@@ -1,7 +1,8 @@
 """Whether chains agree, judged by what labels cannot change.
 
 R-hat and effective sample size of single experts' parameters mean nothing when experts can swap
-names, so the log-likelihood and the density at fixed rows are judged instead.
+names, so the log-likelihood, the density at fixed rows and the temperature are judged instead: the
+temperature, too, has no label, and on a ray the density says nothing about it.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Mixing(NamedTuple):
     Attributes
     ----------
     max_rhat, min_ess
-        Over log-likelihood and log density at fixed rows; NaN with a single chain (R-hat).
+        Over log-likelihood, log density at fixed rows and log τ; NaN with a single chain (R-hat).
     divergences
         Their number.
     status
@@ -56,10 +57,10 @@ class Mixing(NamedTuple):
 
 def mixing(draws: Draws) -> Mixing:
     """Judge chains by `MAX_RHAT`, `MIN_ESS` and `MAX_DIVERGENT`."""
-    total = np.asarray(draws.log_likelihood)[..., None]
-    quantities = np.moveaxis(np.concatenate([total, draws.row_log_density], axis=-1), -1, 0)
-    rhat = float(np.max(array_stats.rhat(quantities, chain_axis=1, draw_axis=2)))
-    ess = float(np.min(array_stats.ess(quantities, chain_axis=1, draw_axis=2, method="bulk")))
+    quantities = _without_labels(draws)
+    with np.errstate(invalid="ignore", divide="ignore"):  # chains that never move: NaN
+        rhat = float(np.max(array_stats.rhat(quantities, chain_axis=1, draw_axis=2)))
+        ess = float(np.min(array_stats.ess(quantities, chain_axis=1, draw_axis=2, method="bulk")))
     diverging = np.asarray(draws.diverging)
     if not (rhat <= MAX_RHAT and ess >= MIN_ESS):
         status = PosteriorStatus.NOT_MIXED
@@ -68,3 +69,12 @@ def mixing(draws: Draws) -> Mixing:
     else:
         status = PosteriorStatus.CONVERGED
     return Mixing(rhat, ess, int(np.sum(diverging)), status)
+
+
+def _without_labels(draws: Draws) -> np.ndarray:
+    """The quantities watched, shape ``(quantity, chain, draw)``."""
+    watched = [np.asarray(draws.log_likelihood)[..., None], np.asarray(draws.row_log_density)]
+    temperature = np.asarray(draws.measures.temperature)
+    if np.any(temperature != 1.0):  # it is one for gates without a temperature
+        watched.append(np.log(temperature)[..., None])
+    return np.moveaxis(np.concatenate(watched, axis=-1), -1, 0)

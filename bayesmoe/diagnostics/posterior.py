@@ -10,6 +10,7 @@ from typing import Any
 import arviz_base
 import jax
 import numpy as np
+import pandas as pd
 from jax import Array
 from jax.typing import ArrayLike
 from xarray import DataTree
@@ -43,7 +44,7 @@ def library_versions() -> dict[str, str]:
 
 def sample_posterior(
     model: MoE,
-    x: ArrayLike,
+    x: ArrayLike | pd.DataFrame,
     y: ArrayLike,
     *,
     key: Array | int = 0,
@@ -83,13 +84,14 @@ def sample_posterior(
         If the prior is improper, or the data or an argument cannot be used; nothing is computed
         then.
     """
-    names = [str(name) for name in getattr(x, "columns", [])]
     covariates, response = check_observations(x, y)
+    names = [str(name) for name in x.columns] if isinstance(x, pd.DataFrame) else None
+    key = as_key(key)
     draws = sample_chains(
         model,
         covariates,
         response,
-        key=as_key(key),
+        key=key,
         start=start,
         n_chains=n_chains,
         n_warmup=n_warmup,
@@ -99,6 +101,7 @@ def sample_posterior(
     evidence = mixing(draws)
     attributes = {
         **_settings(model),
+        "key": np.asarray(jax.random.key_data(key)),
         "n_warmup": n_warmup,
         "status": evidence.status.name.lower(),
         "max_rhat": evidence.max_rhat,

@@ -4,6 +4,9 @@ Each step minimises the quadratic model in the ball, after the eigenvalues λ of
 been replaced by |λ|: away from a maximum the method then leaves saddle points instead of being
 drawn to them (Nocedal & Wright, Numerical Optimization, 2006, sections 3.4 and 4.1). Lower bounds
 are honoured by freezing the coordinates that press against them.
+
+A supremum at infinity has no last iterate: the gradient falls below any tolerance while the steps
+stay long. Such a run ends as soon as that pattern is plain, and says so.
 """
 
 from __future__ import annotations
@@ -22,11 +25,14 @@ GRADIENT_TOLERANCE = 1e-8
 #: and the least eigenvalue of its negative Hessian, relative to the largest
 CURVATURE_TOLERANCE = 1e-8
 
-MAX_ITERATIONS = 300
+MAX_ITERATIONS = 200
 
 _POLISHED = 1e-13  # iterate on past the tolerance while it is nearly free: convergence is quadratic
 _LARGEST_RADIUS = 1e3
 _SMALLEST_RADIUS = 1e-14
+_INERT = 1e-14  # derivatives of a coordinate that does not matter, up to rounding
+_LONG = 0.1  # near a maximum the step at zero gradient is orders of magnitude shorter
+_PATIENCE = 2  # this many such steps in a row make a runaway
 
 
 class Optimum(NamedTuple):
@@ -45,6 +51,8 @@ class Optimum(NamedTuple):
         the largest magnitude: >= 0 at a maximum, 0 along a flat direction.
     at_bound
         Which coordinates rest on their lower bound, pushed outwards, shape ``(p,)``.
+    runaway
+        Whether the steps stayed long while the gradient vanished: the objective only flattens.
     n_iterations
         Evaluations used.
     """
@@ -54,15 +62,35 @@ class Optimum(NamedTuple):
     gradient_norm: Array
     least_curvature: Array
     at_bound: Array
+    runaway: Array
     n_iterations: Array
 
 
 class _State(NamedTuple):
     point: Array
-    local: Evaluation  # of the negative objective
+    local: Evaluation  # of the negative objective; its value is infinite before the first one
     radius: Array
+    n_long: Array  # long steps in a row since the gradient vanished
+    runaway: Array
     n_iterations: Array
     done: Array
+
+
+class _Model(NamedTuple):
+    """The quadratic model at a point, over the coordinates that are free to move."""
+
+    gradient: Array
+    eigenvalues: Array
+    eigenvectors: Array
+
+    @property
+    def norm(self) -> Array:
+        return jnp.max(jnp.abs(self.gradient), initial=0.0)
+
+    @property
+    def convex(self) -> Array:
+        least = -CURVATURE_TOLERANCE * jnp.max(jnp.abs(self.eigenvalues))
+        return self.eigenvalues[0] >= least
 
 
 def maximise(
@@ -88,8 +116,11 @@ def maximise(
         return ~state.done & (state.n_iterations < MAX_ITERATIONS)
 
     point = jnp.maximum(start, lower)
-    first = _State(point, negative(point), jnp.ones(()), jnp.asarray(1), jnp.asarray(False))
-    first = first._replace(done=~jnp.isfinite(first.local.value))
+    p = point.shape[0]
+    # the start, too, is evaluated inside the loop: the evaluation is then compiled but once
+    unknown = Evaluation(jnp.asarray(jnp.inf), jnp.zeros(p), jnp.eye(p))
+    zero, no = jnp.asarray(0), jnp.asarray(False)
+    first = _State(point, unknown, jnp.ones(()), zero, no, zero, no)
     last = jax.lax.while_loop(keep_going, lambda state: _iterate(negative, lower, state), first)
     return _summarise(last, lower)
 
@@ -99,59 +130,72 @@ def _pressed(state: _State, lower: Array) -> Array:
     return (state.point <= lower) & (state.local.gradient > 0)
 
 
-def _free_model(state: _State, lower: Array) -> tuple[Array, Array, Array]:
-    """Gradient, eigenvalues and eigenvectors with the pressed coordinates frozen."""
-    frozen = _pressed(state, lower)
-    gradient = jnp.where(frozen, 0.0, state.local.gradient)
+def _model(local: Evaluation, frozen: Array) -> _Model:
+    """The model with the ``frozen`` coordinates taken out."""
     keep = ~(frozen[:, None] | frozen[None, :])
-    scale = jnp.max(jnp.abs(state.local.hessian))
-    hessian = jnp.where(keep, state.local.hessian, 0.0) + jnp.diag(jnp.where(frozen, scale, 0.0))
-    eigenvalues, eigenvectors = jnp.linalg.eigh(hessian)
-    return gradient, eigenvalues, eigenvectors
+    scale = jnp.max(jnp.abs(local.hessian))
+    hessian = jnp.where(keep, local.hessian, 0.0) + jnp.diag(jnp.where(frozen, scale, 0.0))
+    return _Model(jnp.where(frozen, 0.0, local.gradient), *jnp.linalg.eigh(hessian))
 
 
 def _iterate(negative: Callable[[Array], Evaluation], lower: Array, state: _State) -> _State:
-    gradient, eigenvalues, eigenvectors = _free_model(state, lower)
-    step = _step(gradient, eigenvalues, eigenvectors, state.radius)
-    trial = jnp.maximum(state.point + step, lower)
+    # on an exactly flat ray every derivative is rounding; the place given there is kept
+    inert = jnp.maximum(jnp.abs(state.local.gradient), jnp.abs(jnp.diag(state.local.hessian)))
+    model = _model(state.local, _pressed(state, lower) | (inert < _INERT))
+    trial = jnp.maximum(state.point + _step(model, state.radius), lower)
     step = trial - state.point
-    predicted = -(state.local.gradient @ step + 0.5 * step @ state.local.hessian @ step)
-    local = negative(trial)
-    actual = state.local.value - local.value
-    ratio = jnp.where(predicted > 0, actual / predicted, -jnp.inf)
+    length, bend = jnp.linalg.norm(step), step @ state.local.hessian @ step
+    predicted = -(state.local.gradient @ step + 0.5 * bend)
+    moved = state._replace(point=trial, local=negative(trial))
+    opening = jnp.isinf(state.local.value)
+    actual = state.local.value - moved.local.value
+    ratio = jnp.where(predicted > 0, actual / predicted, jnp.where(opening, jnp.inf, -jnp.inf))
     # differences of values are noise near the optimum: there the gradient decides
     noise = 1e-13 * (1.0 + jnp.abs(state.local.value))
-    moved = state._replace(point=trial, local=local)
-    old_norm = jnp.max(jnp.abs(gradient))
-    new_norm = jnp.max(jnp.where(_pressed(moved, lower), 0.0, jnp.abs(local.gradient)))
-    at_noise = (jnp.abs(predicted) < noise) & (actual > -noise) & (new_norm < old_norm)
-    accepted = (jnp.isfinite(local.value) & (ratio > 1e-4)) | at_noise
-    length = jnp.linalg.norm(step)
-    good = at_noise | (ratio > 0.75)
-    radius = jnp.where(good, jnp.maximum(state.radius, 2 * length), state.radius)
-    radius = jnp.where(accepted & (ratio > 0.25), radius, jnp.where(good, radius, 0.25 * length))
-    radius = jnp.minimum(radius, _LARGEST_RADIUS)
+    shorter = _projected_norm(moved, lower) < model.norm
+    at_noise = (jnp.abs(predicted) < noise) & (actual > -noise) & shorter
+    accepted = _is_finite(moved.local) & ((ratio > 1e-4) | at_noise)
 
-    least = eigenvalues[0] >= -CURVATURE_TOLERANCE * jnp.max(jnp.abs(eigenvalues))
-    polished = (old_norm <= _POLISHED) & least
+    radius = _next_radius(state.radius, length, ratio, at_noise)
+    polished = (model.norm <= _POLISHED) & model.convex & ~opening
     # at noise level a rejected step cannot be mended by a shorter one
     stalled = ~accepted & ((jnp.abs(predicted) < noise) | (radius < _SMALLEST_RADIUS))
+    long = (model.norm <= GRADIENT_TOLERANCE) & model.convex & (length > _LONG) & (bend > 0)
+    n_long = jnp.where(long, state.n_long + 1, 0)
+    done = polished | stalled | (n_long >= _PATIENCE)
     kept = jax.tree.map(lambda new, old: jnp.where(accepted & ~polished, new, old), moved, state)
     return kept._replace(
-        radius=radius, n_iterations=state.n_iterations + 1, done=polished | stalled
+        radius=radius,
+        n_long=n_long,
+        runaway=done & long,
+        n_iterations=state.n_iterations + 1,
+        done=done,
     )
 
 
-def _step(gradient: Array, eigenvalues: Array, eigenvectors: Array, radius: Array) -> Array:
+def _projected_norm(state: _State, lower: Array) -> Array:
+    return jnp.max(jnp.where(_pressed(state, lower), 0.0, jnp.abs(state.local.gradient)))
+
+
+def _is_finite(local: Evaluation) -> Array:
+    return jnp.isfinite(local.value + jnp.sum(local.gradient) + jnp.sum(local.hessian))
+
+
+def _next_radius(radius: Array, length: Array, ratio: Array, at_noise: Array) -> Array:
+    """Longer after a step that went as predicted, shorter after one that did not."""
+    longer = jnp.minimum(jnp.maximum(radius, 2 * length), _LARGEST_RADIUS)
+    good = at_noise | (ratio > 0.75)
+    return jnp.where(good, longer, jnp.where(ratio > 0.25, radius, 0.25 * length))
+
+
+def _step(model: _Model, radius: Array) -> Array:
     """The step of length at most ``radius`` for the model with eigenvalues |λ|."""
-    magnitude = jnp.abs(eigenvalues)
+    magnitude = jnp.abs(model.eigenvalues)
     # a floor, so that rounding in the gradient does not become drift along a flat direction
-    magnitude = jnp.maximum(magnitude, 1e-11 * jnp.max(magnitude))
-    slope = eigenvectors.T @ gradient
+    magnitude = jnp.maximum(magnitude, 1e-14 * jnp.max(magnitude))
+    slope = model.eigenvectors.T @ model.gradient
     # on a saddle the gradient has no component to follow: take the most negative direction
-    saddle = (jnp.max(jnp.abs(gradient)) <= GRADIENT_TOLERANCE) & (
-        eigenvalues[0] < -CURVATURE_TOLERANCE * jnp.max(magnitude)
-    )
+    saddle = (model.norm <= GRADIENT_TOLERANCE) & ~model.convex
     push = jnp.where(slope[0] > 0, 1.0, -1.0) * radius * magnitude[0]
     slope = slope.at[0].add(jnp.where(saddle, push, 0.0))
 
@@ -167,16 +211,20 @@ def _step(gradient: Array, eigenvalues: Array, eigenvectors: Array, radius: Arra
     start = (jnp.zeros(()), jnp.linalg.norm(slope) / radius)
     _, shift = jax.lax.fori_loop(0, 40, halve, start)
     shift = jnp.where(excess(jnp.zeros(())) <= 0, 0.0, shift)
-    return -eigenvectors @ (slope / (magnitude + shift))
+    return -model.eigenvectors @ (slope / (magnitude + shift))
 
 
 def _summarise(state: _State, lower: Array) -> Optimum:
-    gradient, eigenvalues, _ = _free_model(state, lower)
+    pressed = _pressed(state, lower)
+    model = _model(state.local, pressed)
+    least = model.eigenvalues[0] / jnp.max(jnp.abs(model.eigenvalues))
+    known = jnp.isfinite(state.local.value)
     return Optimum(
         coordinates=state.point,
         value=-state.local.value,
-        gradient_norm=jnp.max(jnp.abs(gradient), initial=0.0),
-        least_curvature=eigenvalues[0] / jnp.max(jnp.abs(eigenvalues)),
-        at_bound=_pressed(state, lower),
+        gradient_norm=jnp.where(known, model.norm, jnp.nan),
+        least_curvature=jnp.where(known, least, jnp.nan),
+        at_bound=pressed,
+        runaway=state.runaway,
         n_iterations=state.n_iterations,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -18,14 +19,15 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 from numpyro.infer import NUTS
+from numpyro.infer.util import ParamInfo
 
-from bayesmoe.core.likelihood import Data, log_density, log_likelihood, make_data
+from bayesmoe.core.likelihood import Data, Layout, log_density, log_likelihood, make_data
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE
 from bayesmoe.core.scaling import Scaling
 from bayesmoe.core.validate import as_key, check_estimable, check_observations, check_whole
 from bayesmoe.inference.point import Fit, fit_map
-from bayesmoe.inference.target import Target
+from bayesmoe.inference.target import Target, supports
 
 N_CHAINS = 4
 N_WARMUP = 500
@@ -80,7 +82,6 @@ class _Chain(NamedTuple):
     acceptance_rate: Array
     n_steps: Array
     diverging: Array
-    step_size: Array
 
 
 def sample_chains(
@@ -100,11 +101,11 @@ def sample_chains(
     Parameters
     ----------
     model
-        From `bayesmoe.moe`, with a proper prior.
+        From `bayesmoe.moe`, with a proper prior, each parameter's on an interval.
     x, y
         Covariates ``(n, d)`` or ``(n,)`` and response ``(n,)``.
     key
-        A JAX key or an int.
+        A JAX key or a non-negative int.
     start
         A MAP fit of the same model and data; computed if not given. The chains start around the
         optimum, among those of its starts, with the largest Laplace approximation of the evidence.
@@ -116,18 +117,19 @@ def sample_chains(
     Raises
     ------
     ValueError
-        If the prior is improper, or the data or an argument cannot be used.
+        If the prior is improper, or the data or an argument cannot be used; nothing is computed
+        then.
     """
-    if not model.prior.proper:
-        raise ValueError(
-            f"the prior {model.prior_name!r} is improper, so a posterior need not exist; "
-            "use a model with prior='weak' or a proper Prior"
-        )
+    check_proper(model)
     covariates, response = check_observations(x, y)
     layout = model.layout(covariates.shape[1])
     check_estimable(covariates, response, layout.size)
-    for name, value in (("n_chains", n_chains), ("n_warmup", n_warmup), ("n_draws", n_draws)):
+    n_threads = os.cpu_count() or 1 if n_threads is None else n_threads
+    counts = {"n_chains": n_chains, "n_warmup": n_warmup, "n_draws": n_draws}
+    for name, value in (counts | {"n_threads": n_threads}).items():
         check_whole(name, value, least=1)
+    if start is not None:
+        _check_start(layout, start)
     map_key, chain_key = jax.random.split(as_key(key))
     if start is None:
         start = fit_map(model, covariates, response, key=map_key)
@@ -136,16 +138,39 @@ def sample_chains(
     target = Target(layout, model.prior)
     mode, whitening = _best_mode(target, scaling, data, start)
 
-    def run(chain: int) -> _Chain:
+    def run(chain: int) -> tuple[_Chain, Array]:
         seed = jax.random.fold_in(chain_key, chain)
         return jax.block_until_ready(
             _run_chain(target, n_warmup, n_draws, data, mode, whitening, seed)
         )
 
-    with ThreadPoolExecutor(n_threads or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(n_threads) as pool:
         chains = list(pool.map(run, range(n_chains)))
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *chains)
-    return _describe(target, scaling, data, covariates, response, stacked)
+    stacked, step_size = jax.tree.map(lambda *leaves: jnp.stack(leaves), *chains)
+    return _describe(target, scaling, data, covariates, response, stacked, step_size)
+
+
+def check_proper(model: MoE) -> None:
+    """Raise ValueError if the model's prior cannot be sampled under.
+
+    It must be proper, since a posterior need not exist otherwise, and supported by intervals.
+    """
+    if not model.prior.proper:
+        raise ValueError(
+            f"the prior {model.prior_name!r} is improper, so a posterior need not exist; "
+            "use a model with prior='weak' or a proper Prior"
+        )
+    supports(model.gate, model.prior)
+
+
+def _check_start(layout: Layout, start: Fit) -> None:
+    got = (start.measure.n_experts, start.measure.n_covariates)
+    wanted = (layout.n_experts, layout.n_covariates)
+    if got != wanted:
+        raise ValueError(
+            f"start must be a MAP fit of the same model and data, with (k, d) = {wanted}; "
+            f"got (k, d) = {got}"
+        )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -157,8 +182,8 @@ def _run_chain(
     mode: Array,
     whitening: Array,
     key: Array,
-) -> _Chain:
-    """One chain over z, where u = mode + whitening z."""
+) -> tuple[_Chain, Array]:
+    """One chain over z, where u = mode + whitening z, and its step size after warm-up."""
 
     def coordinates(z: Array) -> Array:
         return mode + whitening @ z
@@ -168,19 +193,31 @@ def _run_chain(
 
     kernel = NUTS(potential_fn=potential, dense_mass=True, target_accept_prob=_ACCEPT)
     start_key, chain_key = jax.random.split(key)
-    start = _SPREAD * jax.random.normal(start_key, mode.shape)
-    # outside the domain, or where the density underflows, begin at the mode itself
-    start = jnp.where(jnp.isfinite(potential(start)), start, 0.0)
+    start = _start(potential, _SPREAD * jax.random.normal(start_key, mode.shape))
     state = kernel.init(chain_key, n_warmup, init_params=start)
 
     def step(current, _):  # type: ignore[no-untyped-def]
         new = kernel.sample(current, (), {})
-        kept = (-new.potential_energy, new.energy, new.accept_prob, new.num_steps, new.diverging)
-        return new, (coordinates(new.z), *kept)
+        return new, _Chain(
+            coordinates(new.z),
+            -new.potential_energy,
+            new.energy,
+            new.accept_prob,
+            new.num_steps,
+            new.diverging,
+        )
 
     # one loop for warm-up and draws: the kernel is compiled once
     last, steps = jax.lax.scan(step, state, None, length=n_warmup + n_draws)
-    return _Chain(*(leaf[n_warmup:] for leaf in steps), last.adapt_state.step_size)
+    return jax.tree.map(lambda leaf: leaf[n_warmup:], steps), last.adapt_state.step_size
+
+
+def _start(potential: Callable[[Array], Array], z: Array) -> ParamInfo:
+    """A chain's start: z, or the mode (zero) if z lies where the density underflows."""
+    points = jnp.stack([z, jnp.zeros_like(z)])
+    values, gradients = jax.lax.map(jax.value_and_grad(potential), points)
+    chosen = jnp.where(jnp.isfinite(values[0] + jnp.sum(gradients[0])), 0, 1)
+    return ParamInfo(points[chosen], values[chosen], gradients[chosen])
 
 
 def _best_mode(target: Target, scaling: Scaling, data: Data, start: Fit) -> tuple[Array, Array]:
@@ -220,10 +257,13 @@ def _describe(
     x: Array,
     y: Array,
     chains: _Chain,
+    step_size: Array,
 ) -> Draws:
     rows = np.unique(np.linspace(0, len(y) - 1, _N_ROWS).astype(int))
-    maps = tuple(getattr(scaling, field) for field in scaling.__dataclass_fields__)
-    measures, total, row_log_density = _restore(target, maps, data, x[rows], y[rows], chains.u)
+    maps = tuple(vars(scaling).values())
+    # indexed by NumPy: JAX would compile the indexing for every n
+    watched = np.asarray(x)[rows], np.asarray(y)[rows]
+    measures, total, row_log_density = _restore(target, maps, data, *watched, chains.u)
     return Draws(
         measures=measures,
         log_likelihood=total - len(y) * jnp.log(scaling.y_scale),
@@ -234,7 +274,7 @@ def _describe(
         acceptance_rate=chains.acceptance_rate,
         n_steps=chains.n_steps,
         diverging=chains.diverging,
-        step_size=chains.step_size,
+        step_size=step_size,
     )
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +27,6 @@ from bayesmoe.core.likelihood import (
     Evaluation,
     Layout,
     evaluate_log_likelihood,
-    log_density,
     make_data,
 )
 from bayesmoe.core.measure import MixingMeasure
@@ -35,11 +35,14 @@ from bayesmoe.core.priors import Prior
 from bayesmoe.core.scaling import Scaling
 from bayesmoe.core.validate import as_key, check_estimable, check_observations, check_whole
 from bayesmoe.inference import newton
-from bayesmoe.inference.starts import agnostic
+from bayesmoe.inference.starts import starting_points
 
 #: variances are kept above this multiple of Var(y)
 VARIANCE_FLOOR = 1e-4
 N_STARTS = 12
+
+_EMPTY = 1e-2  # observations held by an expert that has lost its weight
+_SHARED = 1e-6  # the gate probability from which on an expert has a part in an observation
 
 
 class Status(enum.Enum):
@@ -47,7 +50,8 @@ class Status(enum.Enum):
 
     CONVERGED = "a maximum: zero gradient and no negative curvature"
     AT_VARIANCE_FLOOR = "a maximum over the variances allowed: one rests on its floor"
-    SEPARATED = "a gate became a step function: the likelihood has no maximum, it only flattens"
+    SEPARATED = "a gate parameter runs away: the likelihood has no maximum there, it only flattens"
+    EMPTY_EXPERT = "an expert lost all its weight: fewer experts have the same likelihood"
     NEGATIVE_CURVATURE = "stopped at a saddle point"
     STALLED = "no step improves, yet the gradient is not zero: a jump, or the limit of precision"
     MAX_ITERATIONS = "iterations exhausted"
@@ -185,48 +189,17 @@ def _fit(
     layout = model.layout(covariates.shape[1])
     check_estimable(covariates, response, layout.size)
     n_starts = check_whole("n_starts", n_starts, least=0 if starts is not None else 1)
-    if not 0 < variance_floor < 1:
-        raise ValueError(f"variance_floor must lie between 0 and 1, got {variance_floor!r}")
+    if not isinstance(variance_floor, int | float) or not 0 < variance_floor < 1:
+        raise ValueError(
+            "variance_floor, a multiple of Var(y), must lie between 0 and 1; "
+            f"got {variance_floor!r}"
+        )
     scaling = Scaling.from_data(model.gate, covariates, response)
-    begin = _starting_points(layout, scaling, covariates, response, as_key(key), n_starts, starts)
+    begin = starting_points(as_key(key), layout, scaling, covariates, response, n_starts, starts)
     lower = jnp.full(layout.size, -jnp.inf).at[-model.n_experts :].set(np.log(variance_floor))
     data = make_data(covariates, response, scaling)
     optima = _maximise(layout, prior, data, begin, lower)
-    return _assemble(layout, prior, scaling, (covariates, response), data, optima)
-
-
-def _starting_points(
-    layout: Layout,
-    scaling: Scaling,
-    x: Array,
-    y: Array,
-    key: Array,
-    n_starts: int,
-    given: MixingMeasure | None,
-) -> Array:
-    """Coordinates ``(S, p)``: the measures given first, then the agnostic ones."""
-    batches = []
-    if given is not None:
-        _check_starts(layout, given)
-        batch = jax.tree.map(lambda leaf: leaf if given.batch_shape else leaf[None], given)
-        batches.append(jax.vmap(scaling.standardise)(batch))
-    if n_starts:
-        standard_x = np.asarray((x - scaling.x_shift) / scaling.x_scale)
-        standard_y = np.asarray((y - scaling.y_shift) / scaling.y_scale)
-        batches.append(
-            agnostic(key, layout.gate, layout.n_experts, standard_x, standard_y, n_starts)
-        )
-    return jnp.concatenate([jax.vmap(layout.pack)(batch) for batch in batches])
-
-
-def _check_starts(layout: Layout, given: MixingMeasure) -> None:
-    got = (given.n_experts, given.n_covariates)
-    wanted = (layout.n_experts, layout.n_covariates)
-    if got != wanted or len(given.batch_shape) > 1:
-        raise ValueError(
-            f"starts must be measures with (k, d) = {wanted} and at most one batch axis; "
-            f"got (k, d) = {got} with batch shape {given.batch_shape}"
-        )
+    return _assemble(layout, prior, scaling, data, optima)
 
 
 def mean_objective(
@@ -255,84 +228,115 @@ def _maximise(
     return jax.lax.map(lambda start: newton.maximise(evaluate, start, lower), starts)
 
 
-@partial(jax.jit, static_argnums=0)
-def _is_separated(layout: Layout, data: Data, coordinates: Array) -> Array:
-    """Whether every gate probability is 0 or 1 (to 1e-6) at every row, and the gate switches."""
-    gate, *_ = layout.split(coordinates)
-    parameters = layout.gate.from_coordinates(gate, layout.n_experts, layout.n_covariates)
+class _GateState(NamedTuple):
+    """What became of a gate on the data, one entry per start."""
 
-    def hardness(chunk: tuple[Array, Array]) -> tuple[Array, Array]:
-        probabilities = jnp.exp(layout.gate.log_probabilities(parameters, chunk[0]))
-        used = chunk[1] > 0
-        soft = jnp.minimum(probabilities, 1 - probabilities)
-        return jnp.max(soft * used), jnp.max(probabilities * used, axis=1)
-
-    softest, largest = jax.lax.map(hardness, (data.gate_x, data.mask))
-    return (jnp.max(softest) < 1e-6) & (jnp.sum(jnp.max(largest, axis=0) > 0.5) > 1)
+    empty: Array  # some expert holds less than `_EMPTY` observations
+    separated: Array  # some experts that are active together share no observation
 
 
-def _status(optimum: newton.Optimum, separated: bool, at_floor: bool) -> Status:
-    """The status of one start; ``optimum`` without batch axes."""
+@partial(jax.jit, static_argnums=(0, 1))
+def _describe(
+    layout: Layout, prior: Prior | None, data: Data, scaling: tuple[Array, ...], coordinates: Array
+) -> tuple[MixingMeasure, Array, _GateState]:
+    """Measures on the scale of the data, log priors and gates at coordinates ``(S, p)``."""
+
+    def one(point: Array) -> tuple[MixingMeasure, Array, _GateState]:
+        measure = layout.unpack(point)
+        log_prior = jnp.zeros(()) if prior is None else prior.log_density(layout.gate, measure)
+        return Scaling(*scaling).restore(measure), log_prior, _gate_state(layout, data, measure)
+
+    return jax.vmap(one)(coordinates)
+
+
+def _gate_state(layout: Layout, data: Data, measure: MixingMeasure) -> _GateState:
+    def add(index: Array, total: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        log_share = layout.gate.log_probabilities(measure.gate, data.gate_x[index])
+        log_share = jnp.where(data.mask[index] > 0, log_share, -jnp.inf)
+        lesser = jnp.minimum(log_share[:, None], log_share)
+        held, together, overlap = total
+        return (
+            held + jnp.sum(jnp.exp(log_share), axis=1),
+            together | jnp.any(lesser > -jnp.inf, axis=-1),
+            overlap | jnp.any(lesser > np.log(_SHARED), axis=-1),
+        )
+
+    k = layout.n_experts
+    none = jnp.zeros((k, k), bool)
+    held, together, overlap = jax.lax.fori_loop(0, data.n_chunks, add, (jnp.zeros(k), none, none))
+    return _GateState(
+        jnp.min(held) < _EMPTY, _n_components(overlap) > _n_components(together) + 0.5
+    )
+
+
+def _n_components(graph: Array) -> Array:
+    """The number of connected components of a graph given by its adjacency ``(k, k)``."""
+    k = graph.shape[0]
+    reach = graph | jnp.eye(k, dtype=bool)
+    for _ in range((k - 1).bit_length()):
+        reach = jnp.any(reach[:, :, None] & reach, axis=1)
+    return jnp.sum(1.0 / jnp.sum(reach, axis=1))
+
+
+def _status(optimum: newton.Optimum, gate: _GateState, proper: bool) -> Status:
+    """The status of one start; ``optimum`` and ``gate`` without batch axes."""
     if not np.isfinite(optimum.value) or not np.isfinite(optimum.gradient_norm):
         return Status.NON_FINITE
-    if separated:
-        return Status.SEPARATED
     if optimum.gradient_norm > newton.GRADIENT_TOLERANCE:
         exhausted = optimum.n_iterations >= newton.MAX_ITERATIONS
         return Status.MAX_ITERATIONS if exhausted else Status.STALLED
+    if optimum.runaway or not proper:  # a proper prior has a maximum even where the gate is a step
+        if gate.empty:
+            return Status.EMPTY_EXPERT
+        if gate.separated or optimum.runaway:
+            return Status.SEPARATED
     if not optimum.least_curvature >= -newton.CURVATURE_TOLERANCE:
         return Status.NEGATIVE_CURVATURE
-    return Status.AT_VARIANCE_FLOOR if at_floor else Status.CONVERGED
+    return Status.AT_VARIANCE_FLOOR if np.any(optimum.at_bound) else Status.CONVERGED
 
 
-def _best(objective: np.ndarray) -> int:
-    """The first start within rounding of the highest objective.
+def _row(batch: Any, index: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[index], batch)
+
+
+def _best(objective: np.ndarray, converged: np.ndarray) -> int:
+    """The first start within rounding of the highest objective, a converged one if there is any.
 
     On a flat ray every start reaches the same likelihood; which comes out ahead must not be left
     to rounding.
     """
     finite = np.where(np.isfinite(objective), objective, -np.inf)
-    slack = 1e-12 * (1 + abs(np.max(finite)))
-    return int(np.argmax(finite >= np.max(finite) - slack))
+    highest = finite >= np.max(finite) - 1e-12 * (1 + abs(np.max(finite)))
+    return int(np.argmax(highest & converged if np.any(highest & converged) else highest))
 
 
 def _assemble(
-    layout: Layout,
-    prior: Prior | None,
-    scaling: Scaling,
-    observations: tuple[Array, Array],
-    data: Data,
-    optima: newton.Optimum,
+    layout: Layout, prior: Prior | None, scaling: Scaling, data: Data, optima: newton.Optimum
 ) -> Fit:
-    optima = jax.tree.map(np.asarray, optima)
-    measures = jax.vmap(lambda point: scaling.restore(layout.unpack(point)))(optima.coordinates)
+    arrays = tuple(vars(scaling).values())
+    measures, log_prior, gates = _describe(layout, prior, data, arrays, optima.coordinates)
+    optima, gates = jax.device_get((optima, gates))
+    proper = prior is not None and prior.proper
     statuses = tuple(
-        _status(
-            newton.Optimum(*(leaf[i] for leaf in optima)),
-            bool(_is_separated(layout, data, optima.coordinates[i])),
-            bool(np.any(optima.at_bound[i])),
-        )
-        for i in range(len(optima.value))
+        _status(_row(optima, i), _row(gates, i), proper) for i in range(len(optima.value))
     )
-    n = len(observations[1])
-    shift = n * float(jnp.log(scaling.y_scale))
-    if prior is not None:
-        shift += float(scaling.log_volume(layout.n_experts))
-    objective = n * optima.value - shift
-    best = _best(objective)
-    measure = measures[best]
-    log_likelihood = float(jnp.sum(log_density(layout.gate, measure, *observations)))
+    n = int(data.n_observations)
+    # densities of y, and of the paper's parameters, per unit of the data as given
+    per_y = n * float(jnp.log(scaling.y_scale))
+    per_parameter = float(scaling.log_volume(layout.n_experts)) if prior is not None else 0.0
+    objective = np.asarray(n * optima.value - per_y - per_parameter)
+    best = _best(objective, np.array([status.converged for status in statuses]))
     starts = Starts(
         objective,
         statuses,
-        optima.gradient_norm,
-        optima.least_curvature,
-        optima.n_iterations,
+        np.asarray(optima.gradient_norm),
+        np.asarray(optima.least_curvature),
+        np.asarray(optima.n_iterations),
         measures,
     )
     return Fit(
-        measure,
-        log_likelihood,
+        measures[best],
+        float(n * optima.value[best] - log_prior[best]) - per_y,
         float(objective[best]) if prior is not None else float("nan"),
         statuses[best],
         float(optima.gradient_norm[best]),

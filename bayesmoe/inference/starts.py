@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 from jax import Array
+from jax.scipy.special import logsumexp
 
 from bayesmoe.core.gate import Gate
-from bayesmoe.core.measure import MixingMeasure
+from bayesmoe.core.likelihood import Layout
+from bayesmoe.core.measure import GateParameters, MixingMeasure
 from bayesmoe.core.priors import weak
+from bayesmoe.core.scaling import Scaling
 
-_ROWS = 2000  # a start needs no more data than this
+_ROWS = 1000  # a start needs no more data than this
+_GATE_ROWS = 512  # nor a gate more than this
 _ROUNDS = 8
+_GATES = 32
+_LINES = 32
 
-Floats = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.floating[Any]]
+Labels = npt.NDArray[np.intp]
 
 
 def generator(key: Array) -> np.random.Generator:
@@ -23,27 +33,103 @@ def generator(key: Array) -> np.random.Generator:
     return np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel().tolist())
 
 
-def agnostic(key: Array, gate: Gate, n_experts: int, x: Floats, y: Floats, n: int) -> MixingMeasure:
-    """``n`` starts for standardised x ``(n_obs, d)`` and y ``(n_obs,)``, as a batch.
+def starting_points(
+    key: Array,
+    layout: Layout,
+    scaling: Scaling,
+    x: Array,
+    y: Array,
+    n_starts: int,
+    given: MixingMeasure | None,
+) -> Array:
+    """Coordinates ``(S, p)``: the measures ``given`` first, then ``n_starts`` agnostic ones."""
+    batches = []
+    if given is not None:
+        _check_starts(layout, given)
+        batch = jax.tree.map(lambda leaf: leaf if given.batch_shape else leaf[None], given)
+        batches.append(_pack(layout, tuple(vars(scaling).values()), batch))
+    if n_starts:
+        found = agnostic(
+            key,
+            layout.gate,
+            layout.n_experts,
+            np.asarray((x - scaling.x_shift) / scaling.x_scale),
+            np.asarray((y - scaling.y_shift) / scaling.y_scale),
+            n_starts,
+            np.asarray((x - scaling.gate_shift) / scaling.gate_scale),
+        )
+        batches.append(_pack(layout, tuple(vars(Scaling.identity(x.shape[1])).values()), found))
+    return jnp.concatenate(batches)
 
-    Experts come from regression k-means, in turn from a partition of the rows along a random
-    direction of x, from the rows nearest to k random rows, and from lines through k random
-    subsets. Gates are draws from the weak prior; the optimiser turns them.
+
+@partial(jax.jit, static_argnums=0)
+def _pack(layout: Layout, scaling: tuple[Array, ...], batch: MixingMeasure) -> Array:
+    return jax.vmap(lambda one: layout.pack(Scaling(*scaling).standardise(one)))(batch)
+
+
+def _check_starts(layout: Layout, given: MixingMeasure) -> None:
+    if not isinstance(given, MixingMeasure):
+        raise ValueError(f"starts must be a MixingMeasure, got {type(given).__name__}")
+    got = (given.n_experts, given.n_covariates)
+    wanted = (layout.n_experts, layout.n_covariates)
+    if got != wanted or len(given.batch_shape) > 1:
+        raise ValueError(
+            f"starts must be measures with (k, d) = {wanted} and at most one batch axis; "
+            f"got (k, d) = {got} with batch shape {given.batch_shape}"
+        )
+    for name in ("variance", "temperature"):
+        least = float(jnp.min(getattr(given, name), initial=jnp.inf))
+        if not least > 0:
+            raise ValueError(f"starts must have a positive {name}, got {least:g}")
+    if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(given)):
+        raise ValueError("starts must be finite, got NaN or infinite values")
+    if not layout.gate.linear and bool(jnp.any(given.gate_slope[..., -1, :])):
+        raise ValueError(
+            "starts must have a gate_slope of zero for the last expert, the reference: "
+            f"under the {layout.gate.label} gate it cannot be moved there"
+        )
+
+
+def agnostic(
+    key: Array,
+    gate: Gate,
+    n_experts: int,
+    x: Floats,
+    y: Floats,
+    n: int,
+    gate_x: Floats | None = None,
+) -> MixingMeasure:
+    """``n`` starts from standardised data alone, as a batch.
+
+    Experts come, in turn, from regression k-means with k groups, and from one with k - 1 groups
+    and a line that would add much to the likelihood. Groups begin, in turn, as a partition of the
+    rows along a random direction of x, as the rows nearest to k random rows, and as those nearest
+    to lines through k random subsets. The gate and the order of the experts are the likeliest of
+    some drawn from the weak prior and at random.
+
+    Parameters
+    ----------
+    key
+        A JAX key.
+    gate, n_experts
+        The gate and k.
+    x, y
+        Standardised covariates ``(n_obs, d)`` and response ``(n_obs,)``.
+    n
+        The number of starts.
+    gate_x
+        Covariates as standardised for the gate, if not x itself (the case of linear gates).
     """
     expert_key, gate_key = jax.random.split(key)
     rng = generator(expert_key)
+    gate_rows = rng.choice(len(y), _GATE_ROWS)  # with replacement: one shape for any data
+    seen = (x if gate_x is None else gate_x)[gate_rows].T
+    gate_data = _Rows.of(x[gate_rows], y[gate_rows])
+    rows = np.arange(len(y))
     if len(y) > _ROWS:
         rows = np.sort(rng.choice(len(y), _ROWS, replace=False))
-        x, y = x[rows], y[rows]
-    partitions = (_by_direction, _by_neighbour, _by_lines)
-    experts = [
-        _regression_k_means(rng, partitions[i % 3](rng, x, y, n_experts), x, y, n_experts)
-        for i in range(n)
-    ]
-    slope, intercept, variance = (np.stack(block) for block in zip(*experts, strict=True))
-    return MixingMeasure(
-        *_draw_gates(gate_key, gate, n_experts, x.shape[1], n), slope, intercept, variance
-    )
+    lines = _experts(rng, _Rows.of(x[rows], y[rows]), n_experts, n)
+    return _with_likeliest_gates(gate, gate_key, seen, lines, _log_normal(lines, gate_data))
 
 
 def near_truth(
@@ -80,7 +166,7 @@ def near_truth(
 def _jittered_copy(
     rng: np.random.Generator, truth: MixingMeasure, origin: Floats, shares: Floats, scale: float
 ) -> MixingMeasure:
-    def jitter(values: Array, size: float) -> Floats:
+    def jitter(values: Array | Floats, size: float) -> Floats:
         return np.asarray(values) + size * scale * rng.standard_normal(np.shape(values))
 
     free = (np.arange(len(origin)) < len(origin) - 1).astype(float)
@@ -97,9 +183,158 @@ def _jittered_copy(
     )
 
 
+class _Rows(NamedTuple):
+    """Rows of data, with the terms of their moments for least squares."""
+
+    x: Floats  # (m, d)
+    y: Floats  # (m,)
+    moments: Floats  # (m, (d+1)² + d + 2): of (x, 1) with itself, with y, and y²
+
+    @classmethod
+    def of(cls, x: Floats, y: Floats) -> _Rows:
+        design = np.column_stack([x, np.ones(len(y))])
+        square = (design[:, :, None] * design[:, None, :]).reshape(len(y), -1)
+        return cls(x, y, np.column_stack([square, design * y[:, None], y**2]))
+
+
+class _Lines(NamedTuple):
+    """Experts, with any leading axes."""
+
+    slope: Floats  # (..., k, d)
+    intercept: Floats  # (..., k)
+    variance: Floats  # (..., k)
+
+
+def _experts(rng: np.random.Generator, rows: _Rows, k: int, n: int) -> _Lines:
+    """k lines for each of n starts."""
+    n_added = n // 2 if k > 1 else 0
+    lines = _regression_k_means(rng, rows, k, n - n_added)
+    if not n_added:
+        return lines
+    fewer = _regression_k_means(rng, rows, k - 1, n_added)
+    added = [
+        _with_promising_line(rng, rows, _Lines(*(b[i] for b in fewer))) for i in range(n_added)
+    ]
+    in_turn = np.argsort(np.concatenate([np.arange(n - n_added), np.arange(n_added) + 0.5]))
+    return _Lines(
+        *(
+            np.concatenate([block, np.stack(more)])[in_turn]
+            for block, more in zip(lines, zip(*added, strict=True), strict=True)
+        )
+    )
+
+
+def _regression_k_means(rng: np.random.Generator, rows: _Rows, k: int, n: int) -> _Lines:
+    """Alternate lines for the groups and groups for the lines, n times from another partition."""
+    partitions = (_by_direction, _by_neighbour, _by_lines)
+    labels = np.stack([partitions[i % 3](rng, rows, k) for i in range(n)])
+    for _ in range(_ROUNDS - 1):
+        lines = _group_lines(rng, rows, labels, k)
+        labels = np.argmax(_log_normal(lines, rows), axis=1)
+    return _group_lines(rng, rows, labels, k)
+
+
+def _group_lines(rng: np.random.Generator, rows: _Rows, labels: Labels, k: int) -> _Lines:
+    """A line for each of k groups of rows, ``labels`` being ``(n, m)``; starved groups restart."""
+    m, least = len(rows.y), rows.x.shape[1] + 2
+    members = (labels[:, None, :] == np.arange(k)[:, None]).astype(float)
+    for start, group in np.argwhere(members.sum(axis=-1) < least):
+        members[start, group] = 0.0
+        members[start, group, rng.choice(m, min(m, 2 * least), replace=False)] = 1.0
+    return _least_squares(members @ rows.moments, rows.x.shape[1])
+
+
+def _least_squares(moments: Floats, d: int) -> _Lines:
+    """Lines from sums of moments, with a ridge that only matters for degenerate rows."""
+    square, cross, total = np.split(moments, [(d + 1) ** 2, (d + 1) * (d + 2)], axis=-1)
+    gram = square.reshape(*square.shape[:-1], d + 1, d + 1)
+    line = np.linalg.solve(gram + 1e-4 * np.eye(d + 1), cross[..., None])[..., 0]
+    fitted = np.einsum("...a,...ab,...b->...", line, gram, line)
+    error = total[..., 0] - 2 * np.sum(line * cross, axis=-1) + fitted
+    variance = np.maximum(error / gram[..., -1, -1], 1e-3)
+    return _Lines(line[..., :-1], line[..., -1], variance)
+
+
+def _with_promising_line(rng: np.random.Generator, rows: _Rows, lines: _Lines) -> _Lines:
+    """Lines for k - 1 experts and the best of some lines through d + 1 rows of one group each.
+
+    The gain in likelihood is that of a share w for the new line, the same for every row; the
+    rows' shares among the other experts are those of the groups.
+    """
+    density = _log_normal(lines, rows)
+    labels = np.argmax(density, axis=0)
+    share = np.bincount(labels, minlength=len(density)) / len(labels)
+    groups = rng.choice(len(share), _LINES, p=share)
+    size = rows.x.shape[1] + 1
+    chosen = np.stack([rng.choice(np.flatnonzero(labels == i), size) for i in groups])
+    new = _least_squares(rows.moments[chosen].sum(axis=1), rows.x.shape[1])
+    variance = np.concatenate([0.3 * lines.variance[groups], 0.03 * lines.variance[groups]])
+    new = _Lines(np.tile(new.slope, (2, 1)), np.tile(new.intercept, 2), variance)
+    base = np.logaddexp.reduce(density + np.log(share)[:, None], axis=0)
+    ratio = np.exp(np.minimum(_log_normal(new, rows) - base, 14.0))
+    gain = [np.log1p(w * (ratio - 1.0)).mean(axis=1) for w in (0.03, 0.2)]
+    best = int(np.argmax(np.max(gain, axis=0)))
+    return _Lines(
+        *(np.concatenate([old, more[best, None]]) for old, more in zip(lines, new, strict=True))
+    )
+
+
+def _log_normal(lines: _Lines, rows: _Rows) -> Floats:
+    """log N(y_j | line, variance), shape ``(..., k, m)``, without the factor 2π."""
+    residual = rows.y - lines.slope @ rows.x.T - lines.intercept[..., None]
+    variance = lines.variance[..., None]
+    return -0.5 * (residual**2 / variance + np.log(variance))
+
+
+def _by_direction(rng: np.random.Generator, rows: _Rows, k: int) -> Labels:
+    score = rows.x @ rng.standard_normal(rows.x.shape[1])
+    cuts = np.sort(rng.uniform(0.1, 0.9, k - 1))
+    return np.searchsorted(np.quantile(score, cuts), score)
+
+
+def _by_neighbour(rng: np.random.Generator, rows: _Rows, k: int) -> Labels:
+    points = np.column_stack([rows.x, rows.y])
+    centres = points[rng.choice(len(points), k, replace=False)]
+    return np.argmin(((points[:, None] - centres) ** 2).sum(axis=-1), axis=1)
+
+
+def _by_lines(rng: np.random.Generator, rows: _Rows, k: int) -> Labels:
+    size = min(len(rows.y), rows.x.shape[1] + 2)
+    chosen = np.stack([rng.choice(len(rows.y), size, replace=False) for _ in range(k)])
+    lines = _least_squares(rows.moments[chosen].sum(axis=1), rows.x.shape[1])
+    residual = rows.y - lines.slope @ rows.x.T - lines.intercept[:, None]
+    return np.argmin(np.abs(residual), axis=0)
+
+
+@partial(jax.jit, static_argnums=0)
+def _with_likeliest_gates(
+    gate: Gate, key: Array, gate_x: Array, lines: _Lines, log_normal: Array
+) -> MixingMeasure:
+    """For each start the gate and the order of its experts under which some rows are likeliest.
+
+    ``gate_x`` has shape ``(d, m)``, the lines' ``log_normal`` density ``(n, k, m)``.
+    """
+    n, k, d = lines.slope.shape
+    gate_key, order_key = jax.random.split(key)
+    draws = _draw_gates(gate_key, gate, k, d, n * _GATES)
+    draws = GateParameters(*(block.reshape(n, _GATES, *block.shape[1:]) for block in draws))
+    orders = jnp.argsort(jax.random.uniform(order_key, (n, _GATES, k)), axis=-1)
+
+    def score(drawn: GateParameters, order: Array, density: Array) -> Array:
+        return jnp.mean(logsumexp(gate.log_probabilities(drawn, gate_x) + density[order], axis=0))
+
+    def start(drawn: GateParameters, order: Array, lines: _Lines, density: Array) -> MixingMeasure:
+        best = jnp.argmax(jax.vmap(score, (0, 0, None))(drawn, order, density))
+        experts = (jnp.asarray(block)[order[best]] for block in lines)
+        return MixingMeasure(*(block[best] for block in drawn), *experts)
+
+    return jax.vmap(start)(draws, orders, lines, log_normal)
+
+
 def _draw_gates(
     key: Array, gate: Gate, n_experts: int, n_covariates: int, n: int
-) -> tuple[Array, Array, Array]:
+) -> GateParameters:
+    """n gates from the weak prior."""
     prior = weak(gate)
     slope_key, intercept_key, temperature_key = jax.random.split(key, 3)
     temperature = jnp.ones(n)
@@ -110,58 +345,8 @@ def _draw_gates(
     intercept = prior.gate_intercept.sample(intercept_key, (n, free))
     if prior.intercept_per_temperature:
         intercept = intercept * temperature[:, None]
-    return (
+    return GateParameters(
         jnp.concatenate([slope, jnp.zeros((n, 1, n_covariates))], axis=1),
         jnp.concatenate([intercept, jnp.zeros((n, 1))], axis=1),
         temperature,
     )
-
-
-def _by_direction(rng: np.random.Generator, x: Floats, y: Floats, k: int) -> npt.NDArray[np.intp]:
-    score = x @ rng.standard_normal(x.shape[1])
-    cuts = np.sort(rng.uniform(0.1, 0.9, k - 1))
-    return np.searchsorted(np.quantile(score, cuts), score)
-
-
-def _by_neighbour(rng: np.random.Generator, x: Floats, y: Floats, k: int) -> npt.NDArray[np.intp]:
-    points = np.column_stack([x, y])
-    centres = points[rng.choice(len(y), k, replace=False)]
-    return np.argmin(((points[:, None] - centres) ** 2).sum(-1), axis=1)
-
-
-def _by_lines(rng: np.random.Generator, x: Floats, y: Floats, k: int) -> npt.NDArray[np.intp]:
-    size = min(len(y), x.shape[1] + 2)
-    residuals = []
-    for _ in range(k):
-        rows = rng.choice(len(y), size, replace=False)
-        slope, intercept, _ = _least_squares(x[rows], y[rows])
-        residuals.append(np.abs(y - x @ slope - intercept))
-    return np.argmin(residuals, axis=0)
-
-
-def _least_squares(x: Floats, y: Floats) -> tuple[Floats, float, float]:
-    """Slope, intercept and variance, with a ridge that only matters for degenerate rows."""
-    design = np.column_stack([x, np.ones(len(y))])
-    gram = design.T @ design + 1e-4 * np.eye(design.shape[1])
-    coefficients = np.linalg.solve(gram, design.T @ y)
-    variance = float(np.mean((y - design @ coefficients) ** 2))
-    return coefficients[:-1], float(coefficients[-1]), max(variance, 1e-3)
-
-
-def _regression_k_means(
-    rng: np.random.Generator, labels: npt.NDArray[np.intp], x: Floats, y: Floats, k: int
-) -> tuple[Floats, Floats, Floats]:
-    """Alternate lines for the groups and groups for the lines; starved groups restart."""
-    least = x.shape[1] + 2
-    for round_ in range(_ROUNDS):
-        lines = []
-        for i in range(k):
-            rows = np.flatnonzero(labels == i)
-            if len(rows) < least:
-                rows = rng.choice(len(y), min(len(y), 2 * least), replace=False)
-            lines.append(_least_squares(x[rows], y[rows]))
-        slope, intercept, variance = (np.array(block) for block in zip(*lines, strict=True))
-        if round_ < _ROUNDS - 1:
-            residual = y[:, None] - x @ slope.T - intercept
-            labels = np.argmin(residual**2 / variance + np.log(variance), axis=1)
-    return slope, intercept, variance

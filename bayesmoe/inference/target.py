@@ -8,6 +8,7 @@ depend on τ alone, so that the Jacobian is triangular.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ import numpy as np
 from jax import Array
 from numpyro.distributions import constraints
 
+from bayesmoe.core.gate import Gate
 from bayesmoe.core.likelihood import (
     Data,
     Evaluation,
@@ -26,7 +28,11 @@ from bayesmoe.core.likelihood import (
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.priors import Prior
 
-_EDGE = 1.0 - 1e-6  # a start on the boundary is moved inside
+_EDGE = 1e-6  # a point on the boundary is moved inside by this much
+
+_POSITIVE = ("temperature", "variance")  # their coordinates are logarithms
+
+Bound = Array | float
 
 
 class Target(NamedTuple):
@@ -41,12 +47,13 @@ class Target(NamedTuple):
 
     def unconstrain(self, coordinates: Array) -> Array:
         """The inverse of `coordinates`; points on or outside the boundary are moved inside."""
-        theta, index = coordinates, self._temperature_index
-        if index is not None:
-            lower, upper = self._bounds(jnp.ones(()))
-            one = _invert(theta[index], lower[index], upper[index])
-            theta = theta.at[index].set(_soft_clip(one, lower[index], upper[index])[0])
-        return _invert(theta, *self._bounds(self._temperature(theta)))
+        u, inside = coordinates, coordinates
+        for block in _bounded_blocks(self.layout, self.prior):
+            bounds = block.bounds(self._temperature(inside))
+            part = _invert(coordinates[block.where], *bounds)
+            u = u.at[block.where].set(part)
+            inside = inside.at[block.where].set(_soft_clip(part, *bounds)[0])
+        return u
 
     def measure(self, u: Array) -> MixingMeasure:
         """The mixing measure of standardised data at u."""
@@ -54,81 +61,87 @@ class Target(NamedTuple):
 
     def log_prior(self, u: Array) -> Array:
         """log density of u under the prior, Jacobian included."""
-        theta, log_derivative = self._clip(u)
-        measure = self.layout.unpack(theta)
-        density = self.prior.log_density(self.layout.gate, measure)
-        return density + self.layout.log_jacobian(measure) + jnp.sum(log_derivative)
+        return self._coordinates_and_log_prior(u)[1]
 
     def log_density(self, u: Array, data: Data) -> Array:
         """log posterior density of u, up to a constant."""
-        return log_likelihood(self.layout, self.coordinates(u), data) + self.log_prior(u)
+        theta, log_prior = self._coordinates_and_log_prior(u)
+        return log_likelihood(self.layout, theta, data) + log_prior
 
     def evaluate(self, u: Array, data: Data) -> Evaluation:
         """`log_density` with gradient and Hessian."""
         inner = evaluate_log_likelihood(self.layout, self.coordinates(u), data)
+
+        def tangent(v: Array) -> Array:
+            """The log density with the likelihood replaced by its tangent in θ at u."""
+            theta, log_prior = self._coordinates_and_log_prior(v)
+            return inner.gradient @ theta + log_prior
+
         jacobian = jax.jacfwd(self.coordinates)(u)
-        held = jax.lax.stop_gradient(inner.gradient)
-        bend = jax.hessian(lambda v: held @ self.coordinates(v))(u)
         return Evaluation(
             inner.value + self.log_prior(u),
-            jacobian.T @ inner.gradient + jax.grad(self.log_prior)(u),
-            jacobian.T @ inner.hessian @ jacobian + bend + jax.hessian(self.log_prior)(u),
+            jax.grad(tangent)(u),
+            jacobian.T @ inner.hessian @ jacobian + jax.hessian(tangent)(u),
         )
 
-    @property
-    def _temperature_index(self) -> int | None:
-        return self.layout.n_gate - 1 if self.layout.gate.has_temperature else None
+    def _coordinates_and_log_prior(self, u: Array) -> tuple[Array, Array]:
+        theta, log_derivative = self._clip(u)
+        measure = self.layout.unpack(theta)
+        density = self.prior.log_density(self.layout.gate, measure)
+        return theta, density + self.layout.log_jacobian(measure) + log_derivative
 
     def _temperature(self, theta: Array) -> Array:
-        index = self._temperature_index
-        return jnp.ones(()) if index is None else jnp.exp(theta[index])
+        layout = self.layout
+        if not layout.gate.has_temperature:
+            return jnp.ones(())
+        return jnp.exp(theta[layout.n_gate - 1])
 
     def _clip(self, u: Array) -> tuple[Array, Array]:
-        """θ and log dθ/du, elementwise."""
-        index = self._temperature_index
-        temperature = jnp.ones(())
-        if index is not None:
-            lower, upper = self._bounds(temperature)
-            temperature = jnp.exp(_soft_clip(u[index], lower[index], upper[index])[0])
-        return _soft_clip(u, *self._bounds(temperature))
+        """θ, and the log determinant of its derivative in u."""
+        theta, log_derivative = u, jnp.zeros(())
+        for block in _bounded_blocks(self.layout, self.prior):
+            bounds = block.bounds(self._temperature(theta))
+            value, log_slopes = _soft_clip(u[block.where], *bounds)
+            theta = theta.at[block.where].set(value)
+            log_derivative += jnp.sum(log_slopes)
+        return theta, log_derivative
 
-    def _bounds(self, temperature: Array) -> tuple[Array, Array]:
-        """The support of θ at τ, lower and upper bounds of shape ``(p,)``."""
-        gate, prior = self.layout.gate, self.prior
-        k, d = self.layout.n_experts, self.layout.n_covariates
-        slope_unit = temperature if gate.slope_per_temperature else jnp.ones(())
-        tempered = gate.intercept_per_temperature and not prior.intercept_per_temperature
-        intercept_unit = temperature if tempered else jnp.ones(())
-        blocks = [
-            _scaled(_interval("gate_slope", prior.gate_slope), slope_unit, (k - 1) * d),
-            _scaled(_interval("gate_intercept", prior.gate_intercept), intercept_unit, k - 1),
-        ]
-        one = jnp.ones(())
-        if gate.has_temperature:
-            blocks.append(_scaled(_log_interval("temperature", prior.temperature), one, 1))
-        blocks.append(_scaled(_interval("slope", prior.slope), one, k * d))
-        blocks.append(_scaled(_interval("intercept", prior.intercept), one, k))
-        blocks.append(_scaled(_log_interval("variance", prior.variance), one, k))
-        lower, upper = (jnp.concatenate(side) for side in zip(*blocks, strict=True))
+
+class _Block(NamedTuple):
+    """A stretch of coordinates whose prior is bounded."""
+
+    where: slice
+    lower: float  # infinite for no bound
+    upper: float
+    per_temperature: bool  # whether the coordinates are the parameters bounded, divided by τ
+
+    def bounds(self, temperature: Array) -> tuple[Bound, Bound]:
+        """Lower and upper bound of the coordinates at τ."""
+        if not self.per_temperature:
+            return self.lower, self.upper
+        # an infinite bound stays a number: divided by τ its derivative would be NaN
+        lower, upper = (
+            bound / temperature if np.isfinite(bound) else bound
+            for bound in (self.lower, self.upper)
+        )
         return lower, upper
 
 
-def _scaled(bounds: tuple[float, float], unit: Array, size: int) -> tuple[Array, Array]:
-    # an infinite bound stays constant: its derivative in τ would be NaN
-    lower, upper = (
-        jnp.full(size, bound) / (unit if np.isfinite(bound) else 1.0) for bound in bounds
-    )
-    return lower, upper
-
-
-def _interval(name: str, distribution: Any) -> tuple[float, float]:
-    """The support of a scalar prior as an interval.
+def supports(gate: Gate, prior: Prior) -> dict[str, tuple[float, float]]:
+    """The interval that supports each parameter's prior, by the field of `Prior`.
 
     Raises
     ------
     ValueError
-        If the support is none.
+        If a support is no interval, or one of a positive parameter has no positive values.
     """
+    names = ["gate_slope", "gate_intercept", "slope", "intercept", "variance"]
+    if gate.has_temperature:
+        names.append("temperature")
+    return {name: _interval(name, getattr(prior, name)) for name in names}
+
+
+def _interval(name: str, distribution: Any) -> tuple[float, float]:
     support = distribution.support
     lower = getattr(support, "lower_bound", -np.inf)
     upper = getattr(support, "upper_bound", np.inf)
@@ -138,54 +151,66 @@ def _interval(name: str, distribution: Any) -> tuple[float, float]:
             f"the prior of {name} has support {support}; sampling needs an interval: "
             "choose a prior on the real line, a half-line or an interval"
         )
+    if name in _POSITIVE:
+        if upper <= 0:
+            raise ValueError(
+                f"the prior of {name} has support {support}, but {name} is positive: "
+                "choose a prior with positive values"
+            )
+        lower = max(lower, 0.0)
     return float(lower), float(upper)
 
 
-def _log_interval(name: str, distribution: Any) -> tuple[float, float]:
-    lower, upper = _interval(name, distribution)
-    return (float(np.log(lower)) if lower > 0 else -np.inf), float(np.log(upper))
+def _bounded_blocks(layout: Layout, prior: Prior) -> Iterator[_Block]:
+    """The blocks of θ with bounds; log τ comes first, since the others' bounds depend on it."""
+    gate, k, d, g = layout.gate, layout.n_experts, layout.n_covariates, layout.n_gate
+    n_slopes = (k - 1) * d
+    tempered = gate.intercept_per_temperature and not prior.intercept_per_temperature
+    places = {
+        "temperature": (slice(g - 1, g), False),
+        "gate_slope": (slice(0, n_slopes), gate.slope_per_temperature),
+        "gate_intercept": (slice(n_slopes, n_slopes + k - 1), tempered),
+        "slope": (slice(g, g + k * d), False),
+        "intercept": (slice(g + k * d, g + k * (d + 1)), False),
+        "variance": (slice(g + k * (d + 1), layout.size), False),
+    }
+    intervals = supports(gate, prior)
+    for name, (where, per_temperature) in places.items():
+        lower, upper = intervals.get(name, (-np.inf, np.inf))
+        if name in _POSITIVE:
+            lower, upper = (float(np.log(b)) if b > 0 else -np.inf for b in (lower, upper))
+        if np.isfinite(lower) or np.isfinite(upper):
+            yield _Block(where, lower, upper, per_temperature)
 
 
-def _soft_clip(u: Array, lower: Array, upper: Array) -> tuple[Array, Array]:
+def _soft_clip(u: Array, lower: Bound, upper: Bound) -> tuple[Array, Array]:
     """A smooth increasing map of the line onto (lower, upper), and the log of its derivative."""
-    centre, half = _middle(lower, upper)
+    if _is_infinite(upper):
+        return lower + jax.nn.softplus(u - lower), jax.nn.log_sigmoid(u - lower)
+    if _is_infinite(lower):
+        return upper - jax.nn.softplus(upper - u), jax.nn.log_sigmoid(upper - u)
+    centre, half = 0.5 * (lower + upper), 0.5 * (upper - lower)
     s = (u - centre) / half
-    both = centre + half * jnp.tanh(s)
-    log_both = 2.0 * (jnp.log(2.0) - jnp.abs(s) - jnp.log1p(jnp.exp(-2.0 * jnp.abs(s))))
-    up, down = _finite(u - lower), _finite(upper - u)
-    above, below = lower + jax.nn.softplus(up), upper - jax.nn.softplus(down)
-    cases = [
-        jnp.isfinite(lower) & jnp.isfinite(upper),
-        jnp.isfinite(lower),
-        jnp.isfinite(upper),
-    ]
-    value = jnp.select(cases, [both, above, below], u)
-    logs = [log_both, jax.nn.log_sigmoid(up), jax.nn.log_sigmoid(down)]
-    return value, jnp.select(cases, logs, jnp.zeros_like(u))
+    # log of 1 - tanh² s, which does not underflow
+    log_slope = 2.0 * (jnp.log(2.0) - jnp.logaddexp(s, -s))
+    return centre + half * jnp.tanh(s), log_slope
 
 
-def _invert(value: Array, lower: Array, upper: Array) -> Array:
-    """The inverse of `_soft_clip`."""
-    centre, half = _middle(lower, upper)
-    both = centre + half * jnp.arctanh(jnp.clip((value - centre) / half, -_EDGE, _EDGE))
-    least = 1.0 - _EDGE
-    up, down = (jnp.maximum(_finite(gap), least) for gap in (value - lower, upper - value))
-    # softplus⁻¹(g) = g + log(1 - e^-g)
-    above = lower + up + jnp.log(-jnp.expm1(-up))
-    below = upper - down - jnp.log(-jnp.expm1(-down))
-    return jnp.select(
-        [jnp.isfinite(lower) & jnp.isfinite(upper), jnp.isfinite(lower), jnp.isfinite(upper)],
-        [both, above, below],
-        value,
-    )
+def _invert(value: Array, lower: Bound, upper: Bound) -> Array:
+    """The inverse of `_soft_clip`; the boundary and what is beyond count as just inside."""
+    if _is_infinite(upper):
+        return lower + _inverse_softplus(value - lower)
+    if _is_infinite(lower):
+        return upper - _inverse_softplus(upper - value)
+    centre, half = 0.5 * (lower + upper), 0.5 * (upper - lower)
+    return centre + half * jnp.arctanh(jnp.clip((value - centre) / half, _EDGE - 1, 1 - _EDGE))
 
 
-def _middle(lower: Array, upper: Array) -> tuple[Array, Array]:
-    """Centre and half width; 0 and 1 where unbounded, so that unused branches stay finite."""
-    bounded = jnp.isfinite(lower) & jnp.isfinite(upper)
-    centre = jnp.where(bounded, 0.5 * (lower + upper), 0.0)
-    return centre, jnp.where(bounded, 0.5 * (upper - lower), 1.0)
+def _inverse_softplus(gap: Array) -> Array:
+    gap = jnp.maximum(gap, _EDGE)
+    return gap + jnp.log(-jnp.expm1(-gap))
 
 
-def _finite(gap: Array) -> Array:
-    return jnp.where(jnp.isfinite(gap), gap, 0.0)
+def _is_infinite(bound: Bound) -> bool:
+    """Whether there is no bound; those that depend on τ are finite."""
+    return isinstance(bound, float) and bool(np.isinf(bound))

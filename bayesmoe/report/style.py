@@ -21,6 +21,11 @@ ESTIMATOR_LABELS = {"mle": "MLE", "map": "MAP", "posterior": "posterior"}
 # Darkened Okabe-Ito colours: distinct under colour blindness, contrast over 4.5 on white as text.
 ESTIMATOR_COLOURS = {"mle": "#0067A5", "map": "#BF4F00", "posterior": "#00795A"}
 SPREAD_COLOUR = "#8F2F6B"  # posterior standard deviation
+EXPERT_COLOURS = (
+    "#0067A5", "#BF4F00", "#00795A", "#8F2F6B", "#7A6000", "#4B56C0", "#8B3A2E", "#2F6F7E",
+)  # fmt: skip
+INK = "#1E1E1E"
+WARNING = "#9A3F00"
 REFERENCE_COLOUR = "#D2D2D2"
 MUTED = "#595959"
 
@@ -43,15 +48,30 @@ QUANTITY_LABELS = {
     "intercept": "expert intercept b",
     "variance": "expert variance ν",
     "temperature_sd": "posterior sd of τ",
+    "map_mle_distance": "distance between MAP and MLE",
 }
 
+STATUS_LABELS = {
+    "converged": "converged",
+    "at_variance_floor": "at the variance floor",
+    "separated": "separated: no finite maximum",
+    "empty_expert": "an expert lost all weight",
+    "negative_curvature": "at a saddle point",
+    "stalled": "stalled",
+    "max_iterations": "out of iterations",
+    "non_finite": "objective not finite",
+    "not_mixed": "chains not mixed",
+    "divergent": "too many divergences",
+}
+
+# several gates of one name, with different options, get shapes of one family
 _MARKERS = {
     "softmax": "o",
     "dense_to_sparse": "s",
-    "activation_dense_to_sparse": "^",
-    "top_k_sparse": "D",
+    "activation_dense_to_sparse": "^v<>",
+    "top_k_sparse": "Dd",
 }
-_SPARE_MARKERS = ("v", "P", "X", "p", "<", ">", "h", "d")
+_SPARE_MARKERS = "PXph*"
 
 _RC: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # shipped with matplotlib: the same everywhere
@@ -98,14 +118,16 @@ def style() -> Iterator[None]:
 
 
 def gate_markers(gates: Sequence[str]) -> dict[str, str]:
-    """One marker per gate; the gates of the package always keep theirs."""
+    """One marker per gate id, by the name in front of its options: the same in every study."""
+    families = {name: itertools.cycle(shapes) for name, shapes in _MARKERS.items()}
     spare = itertools.cycle(_SPARE_MARKERS)
-    return {gate: _MARKERS[gate] if gate in _MARKERS else next(spare) for gate in gates}
+    return {gate: next(families.get(gate.split("(")[0], spare)) for gate in gates}
 
 
 def plain(text: str) -> str:
-    """``text`` for matplotlib, dollar signs shown and not read as mathematics."""
-    return str(text).replace("$", r"\$")
+    """``text`` on one line for matplotlib: nothing in it is mathematics or a control character."""
+    kept = "".join(c if c.isprintable() else " " for c in str(text))
+    return kept.replace("$", r"\$")
 
 
 def number(value: float, digits: int = 2) -> str:
@@ -130,22 +152,23 @@ def size_text(n: float) -> str:
     return f"{round(n):,}".replace(",", "\u2009")
 
 
-def rate_parts(text: str) -> tuple[str, str] | None:
-    """Numerator and denominator of a rate printed as ``n^-1/2``; None for any other text."""
-    match = re.fullmatch(r"n\^-(\d+)/(\d+)", str(text).strip())
-    return None if match is None else (match[1], match[2])
+def percent(share: float) -> str:
+    """A share in per cent, as in ``97.5 %``."""
+    return f"{100 * share:.10g} %"
+
+
+def rate_exponent(text: str) -> str | None:
+    """The 1/2 of a rate printed as ``n^-1/2``, the 1 of ``n^-1``; None for any other text."""
+    match = re.fullmatch(r"n\^-(\d+(?:/\d+)?)", str(text).strip())
+    return None if match is None else match[1]
 
 
 def rate_math(exponent: float, text: str) -> str:
     """An expected rate for a figure, in mathtext where it is a power of n."""
     if exponent == 0:
         return "no rate (ray)"
-    parts = rate_parts(text)
-    if parts is not None:
-        return rf"$n^{{-{parts[0]}/{parts[1]}}}$"
-    if text:
-        return plain(text)
-    return f"$n^{{{exponent:.2g}}}$" if math.isfinite(exponent) else "unknown"
+    power = rate_exponent(text)
+    return plain(text) if power is None else f"$n^{{-{power}}}$"
 
 
 def specification(fitted: int, true: int) -> str:

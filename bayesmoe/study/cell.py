@@ -171,7 +171,7 @@ def _posterior_column(
         "status": np.asarray(status.name.lower()),
         "converged": np.asarray(status.converged),
         "seconds": np.asarray(seconds),
-        "log_likelihood": np.mean(draws.log_likelihood),
+        "log_likelihood": np.asarray(np.mean(draws.log_likelihood)),
         "gradient_norm": np.asarray(np.nan),
         "least_curvature": np.asarray(np.nan),
         "start_objective": np.full(problem.plan.n_starts + 1, np.nan),
@@ -194,8 +194,8 @@ def _judge(problem: _Problem, measures: MixingMeasure) -> tuple[dict[str, Vorono
 def _quantile(blocks: np.ndarray, level: float) -> np.ndarray:
     """Quantile over ``(chain, draw)``; a kind of cell that few draws have is left out.
 
-    The draws in which a block has no cell of the kind have no error of that kind, so the quantile is
-    that of the others, and NaN if these are less than half.
+    Draws that have no cell of the kind have no such error: the quantile is that of the others, and
+    NaN if these are less than half.
     """
     flat = blocks.reshape(-1, *blocks.shape[2:])
     with warnings.catch_warnings():

@@ -1,8 +1,8 @@
 """Running a study: cells in threads, each finished one stored at once.
 
-Threads share compiled programs. The cells of one model follow each other in one thread, so that each
-program is compiled once; a thread without a model of its own helps with another's cells. Numbers do
-not depend on the order or the number of threads, because every cell has its own seeds.
+Threads share compiled programs. The cells of one model follow each other in one thread, so that
+each program is compiled once; a thread without a model of its own helps with another's cells.
+Numbers do not depend on the order or the number of threads: every cell has its own seeds.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-import annotated_types
 import jax
 from pydantic import (
     AfterValidator,
@@ -29,7 +28,8 @@ from bayesmoe.core.priors import PRIORS
 from bayesmoe.models import make_gate
 from bayesmoe.study.scenario import SCENARIOS, Scenario, scenario
 
-ESTIMATORS = ("mle", "map", "posterior")
+Estimator = Literal["mle", "map", "posterior"]
+ESTIMATORS: tuple[Estimator, ...] = ("mle", "map", "posterior")
 
 _MENDS = {
     "missing": "add it",
@@ -100,7 +100,7 @@ def _scenario_name(name: str) -> str:
 
 Whole = Annotated[int, Field(strict=True)]
 Distinct = AfterValidator(_distinct)
-NonEmpty = annotated_types.MinLen(1)
+NonEmpty = Field(min_length=1)
 
 
 class Plan(BaseModel):
@@ -145,7 +145,7 @@ class Plan(BaseModel):
     n_experts: Annotated[list[Annotated[Whole, Field(ge=1)]], NonEmpty, Distinct]
     sizes: Annotated[list[Annotated[Whole, Field(ge=10)]], Field(min_length=2), Distinct]
     replicates: Annotated[Whole, Field(ge=1)]
-    estimators: Annotated[list[Literal["mle", "map", "posterior"]], NonEmpty, Distinct] = list(
+    estimators: Annotated[list[Estimator], NonEmpty, Distinct] = list(
         ESTIMATORS
     )
     priors: Annotated[list[Literal["weak", "compact", "flat"]], NonEmpty, Distinct] = ["weak"]

@@ -72,7 +72,8 @@ def assemble(plan: Plan, read: Callable[[str], Arrays], created: str) -> xr.Data
     for cell in plan.cells():
         index = tuple(places[axis][value] for axis, value in zip(_AXES, cell, strict=True))
         for name, value in read(cell.name).items():
-            arrays[name][(*index, *(slice(0, length) for length in value.shape))] = value
+            place: tuple[Any, ...] = (*index, *(slice(0, length) for length in value.shape))
+            arrays[name][place] = value
     variables: dict[str, Any] = {name: (full[name], arrays[name]) for name in full}
     attributes = {
         "plan": plan.to_toml(),
@@ -161,8 +162,8 @@ def settings(results: xr.Dataset) -> Iterator[xr.Dataset]:
 def measure_slopes(plan: Plan, results: xr.Dataset) -> pd.DataFrame:
     """Slopes of every quantity under each scenario, prior, gate, k and estimator.
 
-    Columns: scenario, prior, gate, n_experts, estimator, quantity, cell, slope, low, high, expected,
-    expected_text, verdict, n_used, n_total.
+    Columns: scenario, prior, gate, n_experts, estimator, quantity, cell, slope, low, high,
+    expected, expected_text, verdict, n_used, n_total.
     """
     rows = []
     for study in settings(results):
@@ -204,7 +205,7 @@ def _measure(
 ) -> dict[str, Any]:
     values, used = (a.transpose("n", "replicate").to_numpy() for a in (row.values, converged))
     key = plan.key("slope", row.quantity, str(row.cell), *map(str, identity.values()))
-    slope = fit_slope(plan.sizes, values, used, key=key)
+    slope = fit_slope(np.asarray(plan.sizes), values, used, key=key)
     return {
         "quantity": row.quantity,
         "cell": row.cell,

@@ -1,7 +1,7 @@
 """A study's directory: a cell is fully there or not at all, even if the process is killed.
 
-``plan.toml`` holds the plan, ``cells/`` one file for each finished cell; every file is written beside
-its place, synchronised and renamed. Nothing in it is executed when it is read.
+``plan.toml`` holds the plan, ``cells/`` one file for each finished cell; every file is written
+beside its place, synchronised and renamed. Nothing in it is executed when it is read.
 """
 
 from __future__ import annotations
@@ -43,6 +43,11 @@ def write_atomic(path: Path, write: Callable[[io.BufferedWriter], object]) -> No
         os.close(directory)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """`write_atomic` for content at hand."""
+    write_atomic(path, lambda file: file.write(content))
+
+
 class Store:
     """The directory of one study; open it with `Store.open`."""
 
@@ -78,8 +83,7 @@ class Store:
                 ) from None
             for left_over in directory.rglob(f"{_PARTIAL}*"):
                 left_over.unlink()
-            text = plan.to_toml().encode()
-            write_atomic(directory / "plan.toml", lambda file: file.write(text))
+            write_bytes(directory / "plan.toml", plan.to_toml().encode())
             yield cls(directory, plan)
 
     def _path(self, cell_name: str) -> Path:
@@ -91,7 +95,7 @@ class Store:
 
     def write(self, cell_name: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Add a cell."""
-        write_atomic(self._path(cell_name), lambda file: np.savez(file, **arrays))
+        write_atomic(self._path(cell_name), lambda file: np.savez(file, allow_pickle=False, **arrays))
 
     def read(self, cell_name: str) -> dict[str, np.ndarray]:
         """A cell's arrays.
@@ -118,8 +122,9 @@ def check_directory(directory: Path, plan: Plan) -> None:
     if not directory.is_dir():
         raise StoreError(f"{directory} is a file; choose a directory for --out")
     names = {entry.name for entry in directory.iterdir() if not entry.name.startswith(_PARTIAL)}
-    if not names - {".lock", "cells"}:
-        return
+    cells = directory / "cells"
+    if not names - {".lock", "cells"} and not (cells.is_dir() and any(cells.iterdir())):
+        return  # new, or left by a process that was killed before it had stored its plan
     path = directory / "plan.toml"
     if not path.is_file() or "cells" not in names:
         raise StoreError(

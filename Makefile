@@ -1,0 +1,51 @@
+# `make study` and `make test` need Python >= 3.11, pip and make, nothing else.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= results/quick
+
+.PHONY: study test test-fast lint format types check clean
+
+study: $(VENV)/.study
+	$(BIN)/bayesmoe study run quick --out $(OUT)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.test
+	$(BIN)/python -m pytest -m "not slow"
+
+check: lint types
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# mypy cannot follow the mapping of models/ to bayesmoe.models: it gets the installed layout as links
+types: $(VENV)/.test
+	rm -rf build/types
+	mkdir -p build/types/bayesmoe
+	ln -s $(CURDIR)/bayesmoe/* build/types/bayesmoe/
+	ln -s $(CURDIR)/models build/types/bayesmoe/models
+	MYPYPATH=build/types $(BIN)/mypy -p bayesmoe
+	MYPYPATH=build/types $(BIN)/mypy tests
+
+$(VENV)/.created:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.study: pyproject.toml constraints.txt $(VENV)/.created
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.test: pyproject.toml constraints.txt $(VENV)/.created
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist .cache *.egg-info

@@ -1,0 +1,114 @@
+"""One model on one's own data: MLE, MAP and posterior, experts named alike."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import arviz_stats
+import jax
+import numpy as np
+import pandas as pd
+from jax import Array
+from xarray import DataTree
+
+from bayesmoe.core.gate import Gate
+from bayesmoe.core.measure import FIELDS, MixingMeasure
+from bayesmoe.core.model import MoE
+from bayesmoe.core.validate import as_key
+from bayesmoe.data.table import Table
+from bayesmoe.diagnostics.alignment import align
+from bayesmoe.diagnostics.posterior import sample_posterior
+from bayesmoe.inference.nuts import check_proper
+from bayesmoe.inference.point import Fit, fit_map, fit_mle
+
+
+class Analysis(NamedTuple):
+    """The three estimates of one model.
+
+    Attributes
+    ----------
+    model, table
+        What was fitted to what.
+    mle, map
+        Point estimates with their evidence.
+    mle_measure
+        The MLE with its experts named as the MAP's.
+    posterior
+        From `sample_posterior`, experts named as the MAP's.
+    """
+
+    model: MoE
+    table: Table
+    mle: Fit
+    map: Fit
+    mle_measure: MixingMeasure
+    posterior: DataTree
+
+
+def analyse(model: MoE, table: Table, *, key: Array | int = 0) -> Analysis:
+    """Fit MLE and MAP, then sample the posterior from the MAP.
+
+    Raises
+    ------
+    ValueError
+        If the prior is improper or the data cannot determine the model; nothing is computed then.
+    """
+    check_proper(model)
+    fit_key, sample_key = jax.random.split(as_key(key))
+    x, y = table.x.to_numpy(), table.y.to_numpy()
+    mle = fit_mle(model, x, y, key=fit_key)
+    map_ = fit_map(model, x, y, key=fit_key, starts=mle.measure)
+    posterior = sample_posterior(model, table.x, y, key=sample_key, start=map_)
+    aligned = align(posterior, model.gate, map_.measure)
+    return Analysis(model, table, mle, map_, align(mle.measure, model.gate, map_.measure), aligned)
+
+
+def estimates(analysis: Analysis) -> pd.DataFrame:
+    """MLE and MAP on the scale of the data: one row per parameter, columns ``mle``, ``map``."""
+    names = [str(name) for name in analysis.table.x.columns]
+    gate = analysis.model.gate
+    columns = {
+        "mle": _labelled(analysis.mle_measure, gate, names),
+        "map": _labelled(analysis.map.measure, gate, names),
+    }
+    return pd.DataFrame(columns).rename_axis("parameter")
+
+
+def _labelled(measure: MixingMeasure, gate: Gate, names: list[str]) -> dict[str, float]:
+    """Parameters by the names `arviz_stats.summary` gives them; the reference's zeros left out."""
+    entries: dict[str, float] = {}
+    for field in FIELDS:
+        values = np.asarray(getattr(measure, field))
+        if field == "temperature":
+            if gate.has_temperature:
+                entries[field] = float(values)
+            continue
+        free = measure.n_experts - field.startswith("gate_")
+        for expert in range(free):
+            if values.ndim == 1:
+                entries[f"{field}[{expert}]"] = float(values[expert])
+            else:
+                for name, value in zip(names, values[expert], strict=True):
+                    entries[f"{field}[{expert}, {name}]"] = float(value)
+    return entries
+
+
+def posterior_summary(posterior: DataTree, gate: Gate) -> pd.DataFrame:
+    """Mean, standard deviation, 90 % interval, ESS, R-hat and Monte Carlo errors of aligned draws.
+
+    One row for each parameter and one for the log-likelihood, which does not depend on how experts
+    are named.
+    """
+    group = posterior["posterior"].to_dataset()
+    last = group.sizes["expert"] - 1
+    free = group[["gate_slope", "gate_intercept"]].isel(expert=slice(0, last))
+    parts = [free] if last else []
+    parts.append(group[["temperature"]] if gate.has_temperature else group[[]])
+    parts.append(group[["slope", "intercept", "variance"]])
+    parts.append(posterior["sample_stats"].to_dataset()[["log_likelihood"]])
+    tables = [
+        arviz_stats.summary(part, ci_prob=0.9, ci_kind="eti", round_to="none")
+        for part in parts
+        if part.data_vars
+    ]
+    return pd.concat(tables).rename_axis("parameter")

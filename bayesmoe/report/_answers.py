@@ -1,0 +1,106 @@
+"""The answers of a study in words, each with the slopes and intervals it rests on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pandas as pd
+import xarray as xr
+
+from bayesmoe.report import _study
+from bayesmoe.report.style import ESTIMATOR_LABELS, estimate, number
+
+#: slopes between -NEGLIGIBLE and NEGLIGIBLE count as flat
+NEGLIGIBLE = 0.1
+
+_VERBS = ("falls", "stays flat", "grows", "unclear", "no interval", "no slope")
+
+
+class Answer(NamedTuple):
+    """What was asked, a gate and a number of experts, and what was found."""
+
+    subject: str
+    finding: str
+
+
+def headline(study: xr.Dataset, slopes: pd.DataFrame) -> list[Answer]:
+    """One answer for each gate and fitted k: what becomes of the losses, and of τ.
+
+    Something falls if the whole interval of its slope lies below -`NEGLIGIBLE`, grows if it lies
+    above `NEGLIGIBLE`, and stays flat if it lies above -`NEGLIGIBLE` otherwise; else the runs leave
+    it unclear.
+
+    Parameters
+    ----------
+    study
+        The results under one scenario and prior, from `bayesmoe.study.results.settings`.
+    slopes
+        Measured slopes, from `bayesmoe.study.results.measure_slopes`.
+    """
+    slopes = _study.own(slopes, study)
+    return [
+        _answer(study.sel(gate=gate, n_experts=k), slopes)
+        for gate in _study.gates(study)
+        for k in _study.fitted(study)
+    ]
+
+
+def _answer(cell: xr.Dataset, slopes: pd.DataFrame) -> Answer:
+    own = _study.rows(slopes, gate=str(cell["gate"].item()), n_experts=int(cell["n_experts"]))
+    label = str(cell["gate_label"].item())
+    findings = [
+        _finding("Loss", own, "normalised_loss"),
+        _finding("Loss modulo the ray", own, "normalised_identified_loss"),
+        _finding("Sd of τ", own, "temperature_sd"),
+    ]
+    subject = f"{label[:1].upper()}{label[1:]}, {_study.setting_of(cell)}"
+    return Answer(subject, " ".join(finding for finding in findings if finding))
+
+
+def _finding(title: str, slopes: pd.DataFrame, quantity: str) -> str:
+    """What a quantity does, estimators that do the same named together; empty if not measured."""
+    found: dict[str, list[pd.Series]] = {verb: [] for verb in _VERBS}
+    for _, row in _study.rows(slopes, quantity=quantity).iterrows():
+        found[_verb(row)].append(row)
+    clauses = [_clause(verb, same) for verb, same in found.items() if same]
+    return f"{title}: {'; '.join(clauses)}." if clauses else ""
+
+
+def _verb(row: pd.Series) -> str:
+    slope, low, high = (float(row[column]) for column in ("slope", "low", "high"))
+    if not math.isfinite(slope):
+        return "no slope"
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return "no interval"
+    if high < -NEGLIGIBLE:
+        return "falls"
+    if low > NEGLIGIBLE:
+        return "grows"
+    return "stays flat" if low >= -NEGLIGIBLE else "unclear"
+
+
+def _clause(verb: str, same: Sequence[pd.Series]) -> str:
+    values = []
+    for row in same:
+        value = estimate(float(row["slope"]), float(row["low"]), float(row["high"]))
+        sign = "n^" if verb == "falls" else ""
+        name = ESTIMATOR_LABELS[row["estimator"]]
+        values.append(name if verb == "no slope" else f"{name} {sign}{value}")
+    return f"{verb} for {_join(values)}"
+
+
+def _join(items: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
+
+
+def slope_summary(slopes: pd.DataFrame, labels: dict[str, str], quantity: str) -> str:
+    """Slopes of one quantity in one line, for those who cannot see a figure."""
+    parts = [
+        f"{labels[r['gate']]}, k = {r['n_experts']}, {ESTIMATOR_LABELS[r['estimator']]}: "
+        f"{number(float(r['slope']))}"
+        for _, r in _study.rows(slopes, quantity=quantity).iterrows()
+    ]
+    return "; ".join(parts)

@@ -1,0 +1,119 @@
+"""What a fitted model says along one covariate: means, predictive intervals, gate probabilities."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.scipy.stats import norm
+
+from bayesmoe.core.density import GaussianMixture, conditional_density
+from bayesmoe.core.gate import Gate
+from bayesmoe.core.measure import MixingMeasure
+
+#: content of all bands
+LEVEL = 0.9
+#: draws used: more change no band visibly
+MAX_DRAWS = 400
+
+_BISECTIONS = 48  # halvings of the bracket
+
+
+class Band(NamedTuple):
+    """A centre and the interval around it, of one shape."""
+
+    centre: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+class Curves(NamedTuple):
+    """Curves over m points, k experts.
+
+    Attributes
+    ----------
+    mean
+        Posterior mean and credible band of E[Y|x], shape ``(m,)``.
+    predictive_low, predictive_high
+        Equal-tailed predictive interval of Y at x, shape ``(m,)``.
+    probability
+        Posterior mean and credible band of each gate probability, shape ``(k, m)``.
+    """
+
+    mean: Band
+    predictive_low: np.ndarray
+    predictive_high: np.ndarray
+    probability: Band
+
+
+def posterior_curves(gate: Gate, draws: MixingMeasure, x: Array) -> Curves:
+    """Curves at the points x, shape ``(m, d)``, from draws with any batch axes."""
+    n_axes = len(draws.batch_shape)
+    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[n_axes:]), draws)
+    total = flat.batch_shape[0]
+    kept = flat[np.linspace(0, total - 1, min(total, MAX_DRAWS)).round().astype(int)]
+    tails = jnp.array([(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    found = _posterior_curves(gate, kept, x, tails)
+    mean, (low, high), probability = jax.tree.map(np.asarray, found)
+    return Curves(Band(*mean), low, high, Band(*probability))
+
+
+@partial(jax.jit, static_argnums=0)
+def _posterior_curves(
+    gate: Gate, draws: MixingMeasure, x: Array, tails: Array
+) -> tuple[tuple[Array, ...], Array, tuple[Array, ...]]:
+    mixture = jax.vmap(lambda draw: conditional_density(gate, draw, x))(draws)
+    probability = jnp.moveaxis(jnp.exp(mixture.log_weights), -1, 1)
+    quantiles = jax.vmap(partial(predictive_quantile, mixture))(tails)
+    return _band(mixture.mean, tails), quantiles, _band(probability, tails)
+
+
+def _band(values: Array, tails: Array) -> tuple[Array, ...]:
+    """Mean and quantiles over the draws, the first axis."""
+    return jnp.mean(values, axis=0), *jnp.quantile(values, tails, axis=0)
+
+
+def predictive_quantile(mixture: GaussianMixture, level: Array) -> Array:
+    """The quantile of the average over draws of mixtures, by bisection on its cdf.
+
+    Parameters
+    ----------
+    mixture
+        Mixtures of batch shape ``(draw, m)``.
+    level
+        Of the quantile, a scalar.
+
+    Returns
+    -------
+    Shape ``(m,)``.
+    """
+    # at the least of the components' own quantiles no cdf has passed the level, at the largest all
+    ends = mixture.locs + norm.ppf(level) * mixture.scales
+
+    def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bracket
+        middle = (low + high) / 2
+        below = jnp.mean(mixture.cdf(middle), axis=0) < level
+        return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+    start = jnp.min(ends, axis=(0, 2)), jnp.max(ends, axis=(0, 2))
+    low, high = jax.lax.fori_loop(0, _BISECTIONS, halve, start)
+    return (low + high) / 2
+
+
+@partial(jax.jit, static_argnums=0)
+def expert_lines(gate: Gate, measure: MixingMeasure, x: Array) -> tuple[Array, Array]:
+    """Each expert's mean and gate probability at x ``(m, d)``, both of shape ``(k, m)``."""
+    mixture = conditional_density(gate, measure, x)
+    return mixture.locs.T, jnp.exp(mixture.log_weights).T
+
+
+@partial(jax.jit, static_argnums=0)
+def responsibilities(gate: Gate, measure: MixingMeasure, x: Array, y: Array) -> Array:
+    """The probability that each expert made each observation, shape ``(n, k)``."""
+    joint = conditional_density(gate, measure, x).component_log_prob(y)
+    return jax.nn.softmax(joint, axis=-1)

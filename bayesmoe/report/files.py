@@ -1,0 +1,82 @@
+"""Writing figures and reports: everything appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pandas as pd
+import xarray as xr
+
+from bayesmoe.diagnostics.analysis import Analysis, estimates, posterior_summary
+from bayesmoe.report.figures import save, study_figures
+from bayesmoe.report.fit_figure import fit_figure
+from bayesmoe.report.html import render_study
+from bayesmoe.study.store import write_bytes
+
+
+def write_study(
+    directory: Path, results: xr.Dataset, slopes: pd.DataFrame, counts: pd.DataFrame
+) -> Path:
+    """Write the figures (PNG and SVG) and ``report.html`` of a study; the latter's path."""
+    figures = study_figures(results, slopes)
+    for name, figure in figures.items():
+        save(figure, directory / "figures" / name)
+    path = directory / "report.html"
+    write_bytes(path, render_study(results, slopes, counts, figures).encode())
+    return path
+
+
+def check_new(directory: Path) -> None:
+    """Raise ValueError unless ``directory`` is missing or empty, and can be written."""
+    if directory.is_dir() and not any(directory.iterdir()):
+        return
+    if directory.exists():
+        raise ValueError(f"{directory} exists and is not an empty directory; choose another --out")
+    parent = next(path for path in directory.absolute().parents if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ValueError(f"{directory} cannot be made in {parent}; choose another --out")
+
+
+def write_analysis(directory: Path, analysis: Analysis) -> None:
+    """Write estimates, starts, posterior and figure of a fit to a new directory.
+
+    ``estimates.csv``, ``starts.csv``, ``posterior_summary.csv``, ``posterior.nc``, ``fit.png`` and
+    ``fit.svg`` are written to a hidden directory beside it, which is then renamed.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        estimates(analysis).to_csv(partial / "estimates.csv")
+        _starts(analysis).to_csv(partial / "starts.csv", index=False)
+        summary = posterior_summary(analysis.posterior, analysis.model.gate)
+        summary.to_csv(partial / "posterior_summary.csv")
+        analysis.posterior.to_netcdf(partial / "posterior.nc", engine="h5netcdf")
+        save(fit_figure(analysis), partial / "fit")
+        partial.chmod(0o755)
+        os.replace(partial, directory)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _starts(analysis: Analysis) -> pd.DataFrame:
+    """Every start of MLE and MAP: objective, status and evidence."""
+    frames = []
+    for name, fit in (("mle", analysis.mle), ("map", analysis.map)):
+        starts = fit.starts
+        frames.append(
+            pd.DataFrame(
+                {
+                    "estimator": name,
+                    "start": range(len(starts.objective)),
+                    "objective": starts.objective,
+                    "status": [status.name.lower() for status in starts.status],
+                    "gradient_norm": starts.gradient_norm,
+                    "least_curvature": starts.least_curvature,
+                    "n_iterations": starts.n_iterations,
+                }
+            )
+        )
+    return pd.concat(frames)

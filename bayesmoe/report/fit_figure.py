@@ -1,0 +1,241 @@
+"""The figure of a model fitted to one's own data: curves over it, gate probabilities below."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from bayesmoe.core.measure import FIELDS, MixingMeasure
+from bayesmoe.diagnostics.analysis import Analysis
+from bayesmoe.report._curves import (
+    LEVEL,
+    Curves,
+    expert_lines,
+    posterior_curves,
+    responsibilities,
+)
+from bayesmoe.report._layout import Text, axes_at, beside, new_figure, spread_out, text_at
+from bayesmoe.report.style import (
+    EXPERT_COLOURS,
+    INK,
+    MUTED,
+    STATUS_LABELS,
+    WARNING,
+    percent,
+    plain,
+    size_text,
+    style,
+)
+
+_WIDTH, _UPPER, _LOWER, _LEFT, _GAP = 4.75, 3.1, 1.25, 0.78, 0.36  # inches
+_POINTS = 161  # on the axis of the covariate
+_NEGLIGIBLE = 0.02  # gate probability below which an expert's line is not drawn
+_PAD = 0.015  # room beside the curves, as a share of their width
+_SHADES = 20  # of a fading line
+_MANY = 2000  # observations from which on points are drawn as an image
+_BANDS = ("#E6E6E6", "#A8A8A8")  # predictive, credible
+
+
+class _Drawn(NamedTuple):
+    """What is drawn: the covariate's values and all curves over them."""
+
+    x: np.ndarray
+    lines: np.ndarray
+    weights: np.ndarray
+    curves: Curves
+
+
+def fit_figure(analysis: Analysis) -> Figure:
+    """Data, MAP, and posterior against the first covariate, the others at their medians.
+
+    Above: the observations, coloured by the experts that are responsible for them; the MAP's
+    experts, faded where their gate probability is small; the posterior mean of E[Y|x] with a 90 %
+    credible band, and a 90 % predictive interval, whose ends are quantiles of the posterior
+    predictive distribution. Below: the posterior mean of the gate probabilities with 90 % bands.
+
+    Parameters
+    ----------
+    analysis
+        From `analyse`: experts are named alike in its MAP and its posterior.
+    """
+    x, y, gate = analysis.table.x, analysis.table.y.to_numpy(), analysis.model.gate
+    measure = analysis.map.measure
+    at = _along_first(x)
+    means, weights = map(np.asarray, expert_lines(gate, measure, at))
+    curves = posterior_curves(gate, _draws(analysis), at)
+    drawn = _Drawn(np.asarray(at[:, 0]), means, weights, curves)
+    shares = np.asarray(responsibilities(gate, measure, jnp.asarray(x.to_numpy()), jnp.asarray(y)))
+    head = _head(analysis)
+    top = 0.36 + 0.2 * len(head)
+    with style():
+        figure = new_figure(_LEFT + _WIDTH + 1.6, top + _UPPER + _GAP + _LOWER + 0.55)
+        upper = axes_at(figure, _LEFT, top, _WIDTH, _UPPER)
+        lower = axes_at(figure, _LEFT, top + _UPPER + _GAP, _WIDTH, _LOWER)
+        _scatter(upper, x.iloc[:, 0].to_numpy(), y, shares)
+        _draw_upper(upper, drawn, y)
+        _draw_lower(lower, drawn)
+        upper.set_ylabel(_short(analysis.table.y.name))
+        lower.set_xlabel(_short(x.columns[0]))
+        for line, (text, colour) in enumerate(head):
+            weight = "normal" if line else "bold"
+            text_at(figure, 0.12, 0.22 + 0.2 * line, text, color=colour, weight=weight, size=8.5)
+    return figure
+
+
+def _along_first(x: pd.DataFrame) -> jnp.ndarray:
+    """Points along the first covariate, the others at their medians, shape ``(m, d)``."""
+    values = x.to_numpy()
+    at = np.tile(np.median(values, axis=0), (_POINTS, 1))
+    at[:, 0] = np.linspace(values[:, 0].min(), values[:, 0].max(), _POINTS)
+    return jnp.asarray(at)
+
+
+def _draws(analysis: Analysis) -> MixingMeasure:
+    group = analysis.posterior["posterior"]
+    fields = (group[name].transpose("chain", "draw", ...).to_numpy() for name in FIELDS)
+    return MixingMeasure(*fields)
+
+
+# --- panels
+
+
+def _scatter(ax: Axes, x: np.ndarray, y: np.ndarray, shares: np.ndarray) -> None:
+    """The observations, colours mixed by responsibility."""
+    colours = np.clip(shares @ np.array([to_rgb(c) for c in _colours(shares.shape[1])]), 0, 1)
+    many = len(y) > _MANY
+    ax.scatter(
+        x, y, s=4 if many else 11, c=colours, alpha=0.35 if many else 0.6, linewidths=0,
+        zorder=2, rasterized=many,
+    )  # fmt: skip
+
+
+def _colours(k: int) -> list[str]:
+    return [EXPERT_COLOURS[i % len(EXPERT_COLOURS)] for i in range(k)]
+
+
+def _draw_upper(ax: Axes, drawn: _Drawn, y: np.ndarray) -> None:
+    x, mean = drawn.x, drawn.curves.mean
+    low, high = drawn.curves.predictive_low, drawn.curves.predictive_high
+    ax.fill_between(x, low, high, color=_BANDS[0], lw=0, zorder=1, label="predictive")
+    ax.fill_between(x, mean.low, mean.high, color=_BANDS[1], lw=0, zorder=1.5,
+                    label="credible")  # fmt: skip
+    ax.plot(x, mean.centre, color=INK, lw=1.2, zorder=3, label="mean")
+    for line, weight, colour in zip(
+        drawn.lines, drawn.weights, _colours(len(drawn.lines)), strict=True
+    ):
+        _faded(ax, x, line, weight, colour)
+    _covariate_axis(ax, x)
+    ax.set_ylim(*_limits(y, low, high))
+    ax.tick_params(labelbottom=False)
+    level = percent(LEVEL)
+    labels: list[tuple[float, list[Text]]] = [
+        (high[-1], [(f"{level} predictive interval", MUTED), ("of single observations", MUTED)]),
+        (mean.centre[-1], [("posterior mean with", INK), (f"{level} credible band", INK)]),
+    ]
+    bottom, top = ax.get_ylim()
+    beside(ax, _UPPER, [((v - bottom) / (top - bottom), lines) for v, lines in labels])
+
+
+def _faded(ax: Axes, x: np.ndarray, line: np.ndarray, weight: np.ndarray, colour: str) -> None:
+    """A line as opaque as its gate probability."""
+    middle = (weight[:-1] + weight[1:]) / 2
+    level = np.round(np.clip(middle, 0, 1) * _SHADES)
+    for run in np.split(np.arange(len(level)), np.flatnonzero(np.diff(level)) + 1):
+        if middle[run[0]] >= _NEGLIGIBLE:
+            part = slice(run[0], run[-1] + 2)
+            ax.plot(
+                x[part], line[part], color=colour, alpha=level[run[0]] / _SHADES, lw=2.2,
+                solid_capstyle="butt", zorder=2.8, label="_expert",
+            )  # fmt: skip
+
+
+def _covariate_axis(ax: Axes, x: np.ndarray) -> None:
+    pad = _PAD * (x[-1] - x[0])
+    ax.set_xlim(x[0] - pad, x[-1] + pad)
+
+
+def _limits(y: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[float, float]:
+    """All data and the predictive interval, up to one range of the data beyond them."""
+    span = float(np.ptp(y))
+    bottom = max(min(y.min(), low.min()), y.min() - span)
+    top = min(max(y.max(), high.max()), y.max() + span)
+    pad = 0.04 * (top - bottom)
+    return float(bottom - pad), float(top + pad)
+
+
+def _draw_lower(ax: Axes, drawn: _Drawn) -> None:
+    x, band = drawn.x, drawn.curves.probability
+    k = len(band.centre)
+    for i, colour in enumerate(_colours(k)):
+        ax.fill_between(x, band.low[i], band.high[i], color=colour, lw=0, alpha=0.22)
+        ax.plot(x, band.centre[i], color=colour, lw=1.4, label=f"expert {i}")
+    _covariate_axis(ax, x)
+    ax.set_ylim(-0.03, 1.03)
+    ax.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
+    ax.set_ylabel("gate\nprobability")
+    names = [f"expert {i}" if k <= 8 else str(i) for i in range(k)]
+    peaks = [(_PAD + _peak(share)) / (1 + 2 * _PAD) * _WIDTH for share in band.centre]
+    size = 0.56 if k <= 8 else _WIDTH / k
+    for name, at, colour in zip(
+        names, spread_out(peaks, size, 0, _WIDTH), _colours(k), strict=True
+    ):
+        ax.annotate(
+            name, (at / _WIDTH, 1), xycoords="axes fraction", xytext=(0, 4),
+            textcoords="offset points", ha="center", color=colour,
+        )  # fmt: skip
+    beside(
+        ax, _LOWER, [(0.5, [("posterior mean with", MUTED), (f"{percent(LEVEL)} bands", MUTED)])]
+    )
+
+
+def _peak(share: np.ndarray) -> float:
+    """The middle of the longest stretch where a curve is near its maximum, from 0 to 1."""
+    near = np.flatnonzero(share >= share.max() - 0.02)
+    runs = np.split(near, np.flatnonzero(np.diff(near) > 1) + 1)
+    return float(np.mean(max(runs, key=len)) / (len(share) - 1))
+
+
+# --- texts
+
+
+def _head(analysis: Analysis) -> list[Text]:
+    """What was fitted, what the upper panel shows, and what to beware of."""
+    table, status = analysis.table, str(analysis.posterior.attrs["status"])
+    k = analysis.model.n_experts
+    experts = "1 expert" if k == 1 else f"{k} experts"
+    label = plain(analysis.model.gate.label)
+    lines = [
+        (f"{label}, {experts}, n = {size_text(len(table.y))}", INK),
+        ("points: data, coloured by expert; straight lines: experts at the MAP, faded where their "
+         "gate probability is small", MUTED),
+    ]  # fmt: skip
+    others = table.x.iloc[:, 1:]
+    if others.shape[1]:
+        lines.append((f"all curves are at the medians of {_medians(others)}", MUTED))
+    if status != "converged":
+        lines.append((f"the posterior is not to be trusted: {STATUS_LABELS[status]}", WARNING))
+    return lines
+
+
+def _medians(others: pd.DataFrame) -> str:
+    """Other covariates and their medians, or their number if they are many."""
+    if others.shape[1] > 3:
+        return f"the {others.shape[1]} other covariates, while the data vary in all"
+    values = others.median()
+    named = (f"{_short(name, 20)} = {_figure_number(v)}" for name, v in values.items())
+    return f"{', '.join(named)}, while the data vary in all"
+
+
+def _figure_number(value: float) -> str:
+    return f"{value:.4g}".replace("-", "−")
+
+
+def _short(name: object, length: int = 48) -> str:
+    text = " ".join(str(name).split())
+    return plain(text if len(text) <= length else text[: length - 1] + "…")

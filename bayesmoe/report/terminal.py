@@ -1,0 +1,166 @@
+"""What the command line prints: progress and tables."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import TracebackType
+
+import pandas as pd
+import xarray as xr
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from bayesmoe.diagnostics.analysis import Analysis, estimates, posterior_summary
+from bayesmoe.report.style import ESTIMATOR_LABELS, QUANTITY_LABELS, estimate, specification
+from bayesmoe.study.plan import Cell, Plan
+
+#: the quantities of the table at the end of a study
+SHOWN = ("normalised_loss", "normalised_identified_loss", "temperature_sd")
+
+_SUMMARY = {
+    "mean": "mean",
+    "sd": "sd",
+    "eti90_lb": "5 %",
+    "eti90_ub": "95 %",
+    "ess_bulk": "ESS",
+    "r_hat": "R-hat",
+}
+_LOG_EVERY = 20.0  # seconds between lines where there is no terminal
+
+
+class StudyProgress:
+    """A bar with the time left; plain lines where the output is no terminal."""
+
+    def __init__(self, plan: Plan, finished: set[str]) -> None:
+        cells = list(plan.cells())
+        done = [cell for cell in cells if cell.name in finished]
+        self._console = Console(stderr=True)
+        self._counts = len(done), len(cells)
+        self._lock = threading.Lock()
+        self._printed = time.monotonic()
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[cells]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+            speed_estimate_period=3600,
+        )
+        self._task = self._progress.add_task(
+            plan.name, total=sum(cell.cost for cell in cells), cells=self._text()
+        )
+        self._progress.update(self._task, completed=sum(cell.cost for cell in done))
+
+    def _text(self) -> str:
+        return f"{self._counts[0]}/{self._counts[1]} cells"
+
+    def advance(self, cell: Cell) -> None:
+        """Count a finished cell; called from any thread."""
+        with self._lock:
+            self._counts = self._counts[0] + 1, self._counts[1]
+            self._progress.update(self._task, advance=cell.cost, cells=self._text())
+            if not self._console.is_terminal and time.monotonic() - self._printed > _LOG_EVERY:
+                self._printed = time.monotonic()
+                self._console.print(f"{self._text()}, {self._left()}")
+
+    def _left(self) -> str:
+        remaining = self._progress.tasks[0].time_remaining
+        return "time left unknown" if remaining is None else f"about {remaining:.0f} s left"
+
+    def finish(self, what: str) -> None:
+        """Say what is being done after the last cell."""
+        self._progress.update(self._task, description=what)
+
+    def __enter__(self) -> StudyProgress:
+        self._progress.start()
+        if self._counts[0]:
+            self._console.print(f"going on: {self._text()} are there")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+
+def print_study(results: xr.Dataset, slopes: pd.DataFrame, counts: pd.DataFrame) -> None:
+    """One row per gate, setting, estimator and quantity: slope, interval, expected, converged."""
+    several = [name for name in ("scenario", "prior") if results.sizes[name] > 1]
+    table = Table(title="Slopes of log error against log n")
+    for heading in (*several, "gate", "setting", "estimator", "quantity"):
+        table.add_column(heading)
+    for heading in ("slope", "expected", "converged"):
+        table.add_column(heading, justify="right")
+    shown = slopes[slopes["quantity"].isin(SHOWN)]
+    converged = _converged(results)
+    for _, row in shown.iterrows():
+        where = {name: row[name] for name in ("scenario", "gate")}
+        true = int(results["n_experts_true"].sel(where))
+        fits = converged.sel(
+            {name: row[name] for name in ("scenario", "prior", "gate", "n_experts", "estimator")}
+        )
+        table.add_row(
+            *(str(row[name]) for name in several),
+            str(results["gate_label"].sel(gate=row["gate"]).item()),
+            specification(int(row["n_experts"]), true),
+            ESTIMATOR_LABELS[row["estimator"]],
+            QUANTITY_LABELS[row["quantity"]],
+            estimate(row["slope"], row["low"], row["high"]),
+            str(row["expected_text"]),
+            f"{int(fits)}/{results.sizes['n'] * results.sizes['replicate']}",
+        )
+    console = Console()
+    console.print(table)
+    failed = counts[~counts["status"].isin(["converged"])]
+    for _, row in failed.iterrows():
+        console.print(
+            f"{row['count']} of {row['gate']}, k = {row['n_experts']}, {row['estimator']}: "
+            f"{row['status'].replace('_', ' ')}"
+        )
+
+
+def _converged(results: xr.Dataset) -> xr.DataArray:
+    return results["converged"].sum(["n", "replicate"])
+
+
+def print_analysis(analysis: Analysis) -> None:
+    """Statuses, estimates and the posterior summary of a fit."""
+    console = Console()
+    for name, fit in (("MLE", analysis.mle), ("MAP", analysis.map)):
+        console.print(
+            f"{name}: log-likelihood {fit.log_likelihood:.4f}; {fit.status.value}", highlight=False
+        )
+    attributes = analysis.posterior.attrs
+    console.print(
+        f"posterior: {attributes['status'].replace('_', ' ')}; R-hat at most "
+        f"{attributes['max_rhat']:.3f}, ESS at least {attributes['min_ess']:.0f}, "
+        f"{attributes['divergences']} divergences (of quantities without labels)",
+        highlight=False,
+    )
+    console.print(_frame_table(estimates(analysis), "Point estimates"))
+    summary = posterior_summary(analysis.posterior, analysis.model.gate)
+    console.print(_frame_table(summary[list(_SUMMARY)].rename(columns=_SUMMARY), "Posterior"))
+
+
+def _frame_table(frame: pd.DataFrame, title: str) -> Table:
+    table = Table(title=title)
+    table.add_column(str(frame.index.name), no_wrap=True)
+    for name in frame.columns:
+        table.add_column(str(name), justify="right")
+    for label, row in frame.iterrows():
+        table.add_row(str(label), *(f"{value:.4g}" for value in row))
+    return table

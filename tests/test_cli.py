@@ -1,0 +1,230 @@
+"""The command line end to end: misuse, a study killed at any moment, a fit of real data."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from typer.testing import CliRunner
+
+from bayesmoe.cli import app
+
+PLAN = """
+scenarios = ["weak"]
+gates = ["dense_to_sparse"]
+n_experts = [2]
+sizes = [150, 300]
+replicates = 3
+n_starts = 4
+warmup = 100
+draws = 100
+seed = 5
+"""
+CACHE = Path(__file__).resolve().parents[1] / ".cache" / "jax"
+
+
+def snapshot(directory: Path) -> dict[str, bytes | None]:
+    return {
+        str(path): path.read_bytes() if path.is_file() else None
+        for path in sorted(directory.rglob("*"))
+    }
+
+
+def refused(arguments: list[str], directory: Path) -> str:
+    """What the command says on stderr; it must exit with 2 and change nothing."""
+    before = snapshot(directory)
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert snapshot(directory) == before
+    return result.stderr
+
+
+def fit_arguments(data: str, **options: object) -> list[str]:
+    given = {"response": "y", "gate": "softmax", "experts": 2} | options
+    flags = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+    return ["fit", data, *flags]
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> str:
+    rng = np.random.default_rng(0)
+    path = tmp_path / "table.csv"
+    pd.DataFrame(rng.normal(size=(40, 2)), columns=["x", "y"]).to_csv(path, index=False)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"gate": "soft"}, "unknown gate 'soft'; choose one of softmax"),
+        ({"experts": 0}, "n_experts must be a whole number of at least 1, got 0"),
+        ({"experts": 10}, "40 rows cannot determine 48 parameters; use fewer experts"),
+        ({"gate": "top_k_sparse", "top-k": 3}, "top_k = 3 exceeds n_experts = 2"),
+        ({"top-k": 1}, "gate 'softmax' has no option 'top_k'"),
+        (
+            {"gate": "activation_dense_to_sparse", "activation": "sine"},
+            "unknown activation 'sine'; choose one of sigmoid",
+        ),
+        ({"prior": "flat"}, "the prior 'flat' is improper"),
+        ({"prior": "strong"}, "unknown prior 'strong'; choose one of weak"),
+        ({"response": "z"}, "no column 'z'; its columns: x, y"),
+        ({"covariate": "z"}, "no column 'z'"),
+    ],
+)
+def test_a_fit_misused_says_so_in_one_line(
+    table: str, tmp_path: Path, options: dict[str, object], words: str
+) -> None:
+    out = str(tmp_path / "out")
+    said = refused([*fit_arguments(table, **options), "--out", out], tmp_path)
+    assert said.startswith("error: ")
+    assert len(said.splitlines()) == 1
+    assert words in said
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ("1,2\n2,\n3,4\n", "'y' has 1 values that are missing or infinite, the first in row 2"),
+        ("1,2\ninf,3\n3,4\n", "'x' has 1 values that are missing or infinite"),
+        ("1,2\nblue,3\n3,4\n", "'x' is not numeric: row 2 is 'blue'"),
+        ("1,2\n1,3\n1,4\n", "'x' has the one distinct value 1"),
+        ("1,2\n2,2\n3,2\n", "'y' has the one distinct value 2"),
+        ("1,2\n2,5\n3,1\n", "3 rows cannot determine 8 parameters"),
+    ],
+)
+def test_bad_data_are_refused(tmp_path: Path, rows: str, words: str) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text("x,y\n" + rows)
+    said = refused([*fit_arguments(str(path)), "--out", str(tmp_path / "out")], tmp_path)
+    assert words in said
+    assert len(said.splitlines()) == 1
+
+
+def test_a_fit_does_not_overwrite(table: str, tmp_path: Path) -> None:
+    said = refused([*fit_arguments(table), "--out", str(tmp_path)], tmp_path)
+    assert "is not an empty directory; choose another --out" in said
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        ("nonsense", "no plan 'nonsense'"),
+        ("seed = 1", "scenarios is missing"),
+        (PLAN.replace("150, 300", "300, 150"), "sizes = [300, 150] must increase"),
+        (PLAN + "color = 1\n", "color = 1"),
+    ],
+)
+def test_a_bad_plan_is_refused(tmp_path: Path, plan: str, words: str) -> None:
+    path = plan
+    if "=" in plan:
+        path = str(tmp_path / "plan.toml")
+        Path(path).write_text(plan)
+    said = refused(["study", "run", path, "--out", str(tmp_path / "out")], tmp_path)
+    assert words in said
+    assert all(line.startswith("error: ") for line in said.splitlines())
+
+
+def test_a_directory_that_is_no_study_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    said = refused(["study", "run", "quick", "--out", str(tmp_path)], tmp_path)
+    assert "is not empty and not a study; choose a new or empty directory" in said
+
+
+def test_another_plan_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    (out / "cells").mkdir(parents=True)
+    (out / "plan.toml").write_text(PLAN)
+    path = tmp_path / "plan.toml"
+    path.write_text(PLAN.replace("seed = 5", "seed = 6"))
+    said = refused(["study", "run", str(path), "--out", str(out)], tmp_path)
+    assert "holds another plan: seed is 5 there and 6 here" in said
+
+
+# --- real runs
+
+
+def command(*arguments: str) -> subprocess.Popen[str]:
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(CACHE),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    }
+    return subprocess.Popen(
+        [sys.executable, "-c", "from bayesmoe.cli import main; main()", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+
+
+def run(*arguments: str) -> str:
+    process = command(*arguments)
+    stdout, stderr = process.communicate(timeout=500)
+    assert process.returncode == 0, stderr
+    return stdout
+
+
+@pytest.mark.slow
+def test_a_study_killed_at_any_moment_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.toml"
+    plan.write_text(PLAN)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    printed = run("study", "run", str(plan), "--out", str(whole))
+    assert "dense-to-sparse" in printed
+    assert "6/6" in printed
+    for wanted in (1, 3, 5):
+        process = command("study", "run", str(plan), "--out", str(broken))
+        while len(list((broken / "cells").glob("*.npz"))) < wanted:
+            assert process.poll() is None
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    run("study", "run", str(plan), "--out", str(broken))
+    with (
+        xr.open_dataset(whole / "results.nc") as one,
+        xr.open_dataset(broken / "results.nc") as other,
+    ):
+        xr.testing.assert_equal(one.drop_vars("seconds"), other.drop_vars("seconds"))
+    names = {path.name for path in broken.iterdir()} - {".lock"}
+    assert names == {
+        "plan.toml", "cells", "results.nc", "slopes.csv", "statuses.csv", "figures", "report.html",
+    }  # fmt: skip
+    figures = {path.name for path in (broken / "figures").iterdir()}
+    assert {"contraction.png", "contraction.svg", "temperature_sd.png"} <= figures
+    assert "agnostic" in (broken / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_fit_of_real_data_leaves_all_that_it_promises(tmp_path: Path) -> None:
+    out = tmp_path / "fit"
+    printed = run(
+        "fit", "co2.csv", "--response", "co2", "--covariate", "gnp", "--gate", "softmax",
+        "--experts", "2", "--out", str(out),
+    )  # fmt: skip
+    assert "R-hat" in printed
+    assert {path.name for path in out.iterdir()} == {
+        "estimates.csv", "starts.csv", "posterior_summary.csv", "posterior.nc", "fit.png",
+        "fit.svg",
+    }  # fmt: skip
+    estimates = pd.read_csv(out / "estimates.csv", index_col="parameter")
+    summary = pd.read_csv(out / "posterior_summary.csv", index_col="parameter")
+    assert list(estimates.columns) == ["mle", "map"]
+    # a line on the data's own scale: about 10 tonnes for the one group, rising for the other
+    slopes = estimates.loc[["slope[0, gnp]", "slope[1, gnp]"], "mle"]
+    assert slopes.between(-0.5, 1.5).all()
+    assert set(summary.index) == {*estimates.index, "log_likelihood"}
+    assert summary.loc["log_likelihood", "r_hat"] < 1.05
+    with xr.open_datatree(out / "posterior.nc") as posterior:
+        assert set(posterior["posterior"]["covariate"].values) == {"gnp"}
+        mean = float(posterior["posterior"]["slope"].sel(expert=0, covariate="gnp").mean())
+    np.testing.assert_allclose(summary.loc["slope[0, gnp]", "mean"], mean, rtol=1e-9)

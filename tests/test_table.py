@@ -1,0 +1,82 @@
+"""Reading one's own data: every refusal names the column, the value and the mend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bayesmoe.data.table import read_table, shipped_data_sets
+
+ROWS = {"co2": 28, "ethanol": 88, "motorcycle": 133, "tone": 150}
+
+
+def write(directory: Path, text: str) -> str:
+    path = directory / "data.csv"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def test_columns_are_chosen_by_name(tmp_path: Path) -> None:
+    source = write(tmp_path, "a,y,b\n1,2,3\n4, 5 ,6.5\n-7,8,1e3\n")
+    x, y = read_table(source, "y")
+    assert list(x.columns) == ["a", "b"]
+    assert x.to_numpy().tolist() == [[1, 3], [4, 6.5], [-7, 1000]]
+    assert y.tolist() == [2, 5, 8]
+    assert y.name == "y"
+    assert list(read_table(source, "y", ["b"]).x.columns) == ["b"]
+
+
+@pytest.mark.parametrize(("name", "rows"), ROWS.items())
+def test_the_data_sets_ship(name: str, rows: int) -> None:
+    assert set(shipped_data_sets()) == set(ROWS)
+    response, covariate = {
+        "co2": ("co2", "gnp"),
+        "ethanol": ("nox", "equivalence_ratio"),
+        "motorcycle": ("acceleration_g", "time_ms"),
+        "tone": ("tuned", "stretch_ratio"),
+    }[name]
+    for source in (name, f"{name}.csv"):
+        x, y = read_table(source, response, [covariate])
+        assert x.shape == (rows, 1)
+        assert np.isfinite(y).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "message"),
+    [
+        ("x,y\n1,2\n3,4\n", ("z",), r"no column 'z'; its columns: x, y"),
+        ("x,y\n1,2\n3,4\n", ("y", ["z"]), r"no column 'z'"),
+        ("x,y\n1,2\n3,4\n", ("y", ["y"]), r"'y' is the response and a covariate"),
+        ("x,y\n1,2\n3,4\n", ("y", ["x", "x"]), r"named twice: x, x"),
+        ("y\n1\n2\n", ("y",), r"no column beside 'y'"),
+        ("x,x,y\n1,2,3\n4,5,6\n", ("y",), r"two columns named 'x'; rename"),
+        ("x,y\n1,2\nred,4\n", ("y",), r"'x' is not numeric: row 2 is 'red'.*--covariate"),
+        ("x,y\n1,2\n,4\n", ("y",), r"'x' has 1 values that are missing .* in row 2"),
+        ("x,y\n1,nan\n2,4\n3,NA\n", ("y",), r"'y' has 2 values that are missing .* row 1"),
+        ("x,y\n1,2\ninf,4\n", ("y",), r"'x' has 1 values .* infinite, the first in row 2"),
+        ("x,y\n1,2\n1,4\n", ("y",), r"'x' has the one distinct value 1"),
+        ("x,y\n1,2\n3,2\n", ("y",), r"'y' has the one distinct value 2"),
+        ("x,y\n", ("y",), r"has a header but no rows"),
+        ("", ("y",), r"cannot be read as CSV"),
+        ("x,y\n1,2\n1,2,3,4\n", ("y",), r"cannot be read as CSV"),
+    ],
+)
+def test_bad_tables_are_refused(
+    tmp_path: Path, text: str, arguments: tuple[object, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_table(write(tmp_path, text), *arguments)  # type: ignore[arg-type]
+
+
+def test_a_missing_file_names_the_data_sets_there_are() -> None:
+    with pytest.raises(ValueError, match=r"no file 'mtcars.csv'; shipped data sets: co2, ethanol"):
+        read_table("mtcars.csv", "mpg")
+
+
+def test_a_binary_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_bytes(b"\xff\xfe\x00\x01" * 50)
+    with pytest.raises(ValueError, match="cannot be read as CSV"):
+        read_table(str(path), "y")
