@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import bayesmoe as bm
+from bayesmoe.core.gate import Gate
 from bayesmoe.core.scaling import Scaling
 
 
@@ -67,6 +69,11 @@ def test_the_maps_are_the_documented_moments(gate_case: GateCase) -> None:
     assert (bare.y_shift, bare.y_scale) == (0, 1)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def traced_maps(gate: Gate, x: jax.Array, y: jax.Array) -> dict[str, jax.Array]:
+    return vars(Scaling.from_data(gate, x, y))
+
+
 @pytest.mark.parametrize("size", [2.0**-960, 2.0**-30, 2.0**1015])
 @pytest.mark.parametrize("label", ["softmax", "sigmoid"])
 def test_moments_are_safe_at_any_size_and_may_be_traced(label: str, size: float) -> None:
@@ -75,7 +82,7 @@ def test_moments_are_safe_at_any_size_and_may_be_traced(label: str, size: float)
     unit_y = rng.normal(-1, 4, size=50)
     gate = CASE[label].gate()
     fields = [field.name for field in dataclasses.fields(Scaling)]
-    traced = jax.jit(lambda x, y: vars(Scaling.from_data(gate, x, y)))(size * unit_x, size * unit_y)
+    traced = traced_maps(gate, size * unit_x, size * unit_y)
     known = vars(Scaling.from_data(gate, size * unit_x, size * unit_y))
     unit = vars(Scaling.from_data(gate, unit_x, unit_y))
     np.testing.assert_allclose(unit["x_scale"], unit_x.std(0), rtol=1e-13)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any, cast
 
 import jax.numpy as jnp
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.optimize
+import scipy.special
 import scipy.stats
 import xarray as xr
 from conftest import CASE, GateCase
@@ -34,7 +35,7 @@ from bayesmoe.report.style import EXPERT_COLOURS
 
 pytestmark = pytest.mark.filterwarnings("error")
 
-CHAINS, DRAWS, K = 2, 30, 3
+CHAINS, DRAWS, K, N = 2, 30, 3, 80
 HOSTILE = "$\\frac{$ <b>&amp;</b>\n\x00\x1b\ud800 -- ]]> " + "long " * 30
 
 
@@ -57,27 +58,23 @@ def make_draws(case: GateCase, d: int, shape: tuple[int, int] = (CHAINS, DRAWS))
 
 
 def make_analysis(
-    case: GateCase,
-    d: int = 1,
-    n: int = 80,
-    names: tuple[str, ...] = ("u", "v", "w", "z"),
-    **attrs: Any,
+    case: GateCase, d: int = 1, names: tuple[str, ...] = ("u", "v"), response: str = "y"
 ) -> Analysis:
     """A fit that no sampler made: draws and a MAP among them, and data of the MAP."""
     rng = np.random.default_rng(6)
     draws = make_draws(case, d)
     measure = draws[0, 0]
-    x = rng.uniform(-2.0, 3.0, (n, d)) ** 3 / 4
+    x = rng.uniform(-2.0, 3.0, (N, d)) ** 3 / 4
     laws, shares = case.components(measure, x), case.probabilities(measure, x)
-    label = (shares.cumsum(1) > rng.random((n, 1))).argmax(1)
+    label = (shares.cumsum(1) > rng.random((N, 1))).argmax(1)
     y = np.take_along_axis(laws.rvs(random_state=rng), label[:, None], 1)[:, 0]
-    dims = {name: getattr(draws, name).ndim - 2 for name in FIELDS}
-    axes = {0: (), 1: ("expert",), 2: ("expert", "covariate")}
-    group = {name: (("chain", "draw", *axes[dims[name]]), getattr(draws, name)) for name in FIELDS}
-    posterior = xr.DataTree.from_dict({"posterior": xr.Dataset(group)})
-    posterior.attrs["status"] = attrs.get("status", "converged")
+    dims = ("chain", "draw", "expert", "covariate")
+    values = {name: np.array(getattr(draws, name)) for name in FIELDS}
+    group = xr.Dataset({name: (dims[: v.ndim], v) for name, v in values.items()})
+    posterior = xr.DataTree.from_dict({"posterior": group})
+    posterior.attrs["status"] = "converged"
     map_ = Fit(measure, 0.0, 0.0, Status.CONVERGED, 0.0, 1.0, cast(Any, None))
-    table = Table(pd.DataFrame(x, columns=list(names[:d])), pd.Series(y, name=attrs.get("y", "y")))
+    table = Table(pd.DataFrame(x, columns=list(names[:d])), pd.Series(y, name=response))
     return Analysis(make_model(case.gate(K), K), table, map_, map_, measure, posterior)
 
 
@@ -108,17 +105,22 @@ def test_predictive_ends_are_quantiles_of_the_average_cdf(curve_case: GateCase) 
     draws = make_draws(curve_case, 1)
     x = np.linspace(-2, 3, 7)[:, None]
     curves = posterior_curves(curve_case.gate(K), draws, jnp.asarray(x))
-    measures = each(draws)
+    shares, laws = [], []
+    for measure in each(draws):
+        shares.append(curve_case.probabilities(measure, x))
+        laws.append(curve_case.components(measure, x))
+    ends = np.stack([curves.predictive_low, curves.predictive_high], axis=1)
+    for i, level in itertools.product(range(len(x)), (0, 1)):
+        weights = np.stack([share[i] for share in shares])
+        means = np.stack([law.mean()[i] for law in laws])
+        scales = np.stack([law.std()[i] for law in laws])
 
-    def average_cdf(value: float, at: np.ndarray) -> float:
-        return float(np.mean([curve_case.cdf(m, at, np.array([value]))[0] for m in measures]))
+        def excess(value: float, w: Any = weights, m: Any = means, s: Any = scales) -> float:
+            below = (w * scipy.stats.norm.cdf(value, m, s)).sum(1).mean()
+            return float(below - (0.05, 0.95)[level])  # noqa: B023 - called at once
 
-    for i, at in enumerate(x):
-        for found, level in ((curves.predictive_low, 0.05), (curves.predictive_high, 0.95)):
-            root = scipy.optimize.brentq(
-                lambda v, at=at, level=level: average_cdf(v, at[None]) - level, -60, 60, xtol=1e-11
-            )
-            assert found[i] == pytest.approx(root, abs=1e-8)
+        root = scipy.optimize.brentq(excess, -60, 60, xtol=1e-11)
+        assert ends[i, level] == pytest.approx(root, abs=1e-8)
 
 
 def test_the_predictive_interval_of_two_far_modes_is_not_that_of_a_normal_law() -> None:
@@ -150,9 +152,9 @@ def test_many_draws_are_thinned_evenly_over_all_chains() -> None:
     case = CASE["softmax"]
     draws = make_draws(case, 1, shape=(2, 400))
     x = jnp.zeros((1, 1))
-    kept = [i * 799 / (MAX_DRAWS - 1) for i in range(MAX_DRAWS)]
-    chosen = [each(draws)[round(i)] for i in kept]
-    expected = np.mean([case.probabilities(m, np.zeros((1, 1)))[0] for m in chosen], axis=0)
+    kept = [round(i * 799 / (MAX_DRAWS - 1)) for i in range(MAX_DRAWS)]
+    scores = np.asarray(draws.gate_intercept).reshape(-1, K)[kept]
+    expected = scipy.special.softmax(scores, axis=1).mean(0)
     found = posterior_curves(case.gate(K), draws, x).probability.centre[:, 0]
     np.testing.assert_allclose(found, expected, atol=1e-12)
 
@@ -228,13 +230,14 @@ def test_experts_are_drawn_where_the_gate_gives_them_weight(
         share = case.probabilities(measure, at[:, :1])[:, i]
         line_ = case.components(measure, at[:, :1]).mean()[:, i]
         np.testing.assert_allclose(at[:, 1], line_)
-        assert artist.get_alpha() == pytest.approx(share.mean(), abs=0.08)
+        middle = (share[:-1] + share[1:]) / 2
+        assert np.all(np.abs(artist.get_alpha() - middle) <= 0.0250001)
         seen[i] += np.ptp(at[:, 0])
     x = grid_of(analysis, 161)
     share = case.probabilities(measure, x)
     width = np.diff(x[:2, 0])[0]
     for i in range(K):
-        covered = np.sum((share[:-1, i] + share[1:, i]) / 2 >= 0.02) * width
+        covered = np.sum((share[:-1, i] + share[1:, i]) / 2 > 0.025) * width
         assert seen[i] == pytest.approx(covered)
     assert seen.min() < np.ptp(x[:, 0]), "some expert must be negligible somewhere"
 
@@ -245,9 +248,11 @@ def test_all_that_is_drawn_is_named_and_no_texts_overlap(figure: Figure) -> None
     assert "softmax, 3 experts, n = 80" in shown
     assert (figure.axes[0].get_ylabel(), figure.axes[1].get_xlabel()) == ("y", "u")
     assert not any("not to be trusted" in text for text in shown)
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    boxes = [t.get_window_extent(renderer) for t in figure.findobj(matplotlib.text.Text)
-             if t.get_text() and t.get_visible()]  # fmt: skip
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # places the labels of axes
+    renderer = canvas.get_renderer()
+    named = [t for ax in figure.axes for t in (*ax.texts, ax.xaxis.label, ax.yaxis.label)]
+    boxes = [t.get_window_extent(renderer) for t in (*figure.texts, *named) if t.get_text()]
     for i, box in enumerate(boxes):
         assert figure.bbox.x0 <= box.x0
         assert box.x1 <= figure.bbox.x1
@@ -287,7 +292,7 @@ def test_a_posterior_that_did_not_converge_is_named_on_the_figure(analysis: Anal
 
 
 def test_names_are_shown_as_they_are_and_never_as_mathematics(tmp_path: Path) -> None:
-    analysis = make_analysis(CASE["softmax"], d=2, names=("$a$", HOSTILE), y=HOSTILE)
+    analysis = make_analysis(CASE["softmax"], d=2, names=("$a$", HOSTILE), response=HOSTILE)
     figure = fit_figure(analysis)
     _, svg = save(figure, tmp_path / "figure")
     ET.parse(svg)

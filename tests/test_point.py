@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +12,8 @@ import pytest
 import scipy.optimize
 import scipy.special
 import scipy.stats
-from conftest import CASE, GateCase
+from conftest import CASE
+from oracles import Floats, Oracle
 
 import bayesmoe as bm
 from bayesmoe.inference.point import Fit, Status, fit_map, fit_mle
@@ -21,68 +21,6 @@ from bayesmoe.inference.starts import near_truth
 
 FLOOR = 1e-4
 GATES = ["softmax", "dense_to_sparse", "sigmoid"]
-Floats = np.ndarray
-
-
-# --- the oracle: paper's parameters as one vector, log-likelihood and prior in NumPy ---
-
-
-@dataclasses.dataclass(frozen=True)
-class Oracle:
-    """The likelihood and the weak prior of one gate and shape, in the paper's parameters."""
-
-    case: GateCase
-    k: int
-    d: int
-
-    def measure(self, theta: Floats) -> bm.MixingMeasure:
-        k, d = self.k, self.d
-        sizes = [(k - 1) * d, k - 1, int(self.case.temperature), k * d, k, k]
-        beta1, beta0, tau, a, b, nu = np.split(theta, np.cumsum(sizes)[:-1])
-        return bm.MixingMeasure(
-            np.concatenate([beta1.reshape(k - 1, d), np.zeros((1, d))]),
-            np.append(beta0, 0.0),
-            tau[0] if self.case.temperature else 1.0,
-            a.reshape(k, d),
-            b,
-            nu,
-        )
-
-    def theta(self, measure: bm.MixingMeasure) -> Floats:
-        beta1, beta0, tau, *experts = (np.asarray(leaf) for leaf in jax.tree.leaves(measure))
-        tau = [np.ravel(tau)] if self.case.temperature else []
-        return np.concatenate(
-            [beta1[:-1].ravel(), beta0[:-1], *tau, *(block.ravel() for block in experts)]
-        )
-
-    def log_likelihood(self, theta: Floats, x: Floats, y: Floats) -> float:
-        m = jax.tree.map(np.asarray, self.measure(theta))
-        with np.errstate(over="ignore"):
-            z = self.case.logits(m.gate_slope, m.gate_intercept, m.temperature, x)
-        means, sd = x @ m.slope.T + m.intercept, np.sqrt(m.variance)
-        joint = z + scipy.stats.norm.logpdf(y[:, None], means, sd)
-        rows = scipy.special.logsumexp(joint, axis=1) - scipy.special.logsumexp(z, axis=1)
-        return float(rows.sum())
-
-    def log_weak_prior(self, theta: Floats) -> float:
-        """For data of mean zero and standard deviation one."""
-        m = jax.tree.map(np.asarray, self.measure(theta))
-        normal, lognormal = scipy.stats.norm.logpdf, scipy.stats.lognorm.logpdf
-        beta0, location, scale = m.gate_intercept[:-1], 0.0, 0.5
-        total = 0.0
-        if self.case.sigma is not None:  # the prior is on β0/τ, and τ suits the activation
-            total -= len(beta0) * np.log(m.temperature)
-            beta0 = beta0 / m.temperature
-            values = self.case.sigma(np, np.linspace(-8, 8, 20_001) * 3)
-            weights = scipy.stats.norm.pdf(np.linspace(-8, 8, 20_001))
-            mean = np.average(values, weights=weights)
-            location = np.log(np.sqrt(np.average((values - mean) ** 2, weights=weights)) / 3)
-            scale = 1.0
-        total += normal(m.gate_slope[:-1], scale=3).sum() + normal(beta0, scale=3).sum()
-        if self.case.temperature:
-            total += lognormal(m.temperature, scale, scale=np.exp(location))
-        total += normal(m.slope, scale=2).sum() + normal(m.intercept, scale=2).sum()
-        return float(total + lognormal(m.variance, 1.5, scale=0.1).sum())
 
 
 def oracle_of(label: str, measure: bm.MixingMeasure) -> Oracle:
@@ -203,7 +141,8 @@ def peer_maximum(
 def peer_starts(name: str, label: str, k: int, x: Floats, y: Floats) -> list[bm.MixingMeasure]:
     """The truth, split where k exceeds k*, and jittered copies of it."""
     truth = bm.scenario(name, CASE[label].gate(3)).measure
-    return list(near_truth(jax.random.key(5), truth, k, len(y), 4))
+    copies = near_truth(jax.random.key(5), truth, k, len(y), 4)
+    return [copies[i] for i in range(4)]
 
 
 SETTINGS = [(name, extra) for name in ("lambda", "three", "plane", "weak") for extra in (0, 1)]

@@ -97,13 +97,11 @@ def test_the_compact_prior_is_uniform_on_its_box(field: str) -> None:
 def test_the_reference_expert_has_no_prior() -> None:
     model = bm.moe("softmax", 3, prior="compact")
     measure = CASE["softmax"].measure(0)
-    moved = measure.replace(
-        gate_slope=measure.gate_slope.at[-1].set(99.0),
-        gate_intercept=measure.gate_intercept.at[-1].set(99.0),
-        temperature=77.0,
-    )
-    one, other = (model.prior.log_density(model.gate, m) for m in (measure, moved))
-    assert one == other
+    slope, intercept = np.array(measure.gate_slope), np.array(measure.gate_intercept)
+    slope[-1], intercept[-1] = 99.0, 99.0
+    moved = measure.replace(gate_slope=slope, gate_intercept=intercept, temperature=77.0)
+    log_density = jax.jit(lambda measure: model.prior.log_density(model.gate, measure))
+    assert log_density(moved) == log_density(measure)
 
 
 def test_the_flat_prior_is_constant(case: GateCase) -> None:

@@ -393,8 +393,8 @@ def test_temperature_sd_names_gates_with_slopes(study: Study, figures: dict[str,
     assert len(figure.axes) == 2
     assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim()
     shown = texts(figure)
-    assert shown.count("dense-to-sparse") == shown.count("activation (tanh)") == 2
-    assert "softmax" not in shown
+    assert shown.count("■ dense-to-sparse") == shown.count("▲ activation (tanh)") == 2
+    assert not any("softmax" in text for text in shown)
     cell = study.one.sel(gate=TANH, n_experts=3)
     np.testing.assert_allclose(
         np.asarray(line(figure.axes[1], TANH).get_ydata()),

@@ -176,4 +176,4 @@ def test_near_truth_starts_know_the_truth_alone() -> None:
     # every start is near the truth, so all reach one optimum
     assert np.ptp(mle[:4]) < 1e-6
     tau = arrays["estimate_temperature"][0, estimators.index("mle")]
-    assert abs(tau - 0.5) < 0.2  # where the starts put it, not where the data do
+    assert abs(tau - 2.0) < 0.2  # where the starts put it, not where the data do

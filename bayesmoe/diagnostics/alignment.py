@@ -79,16 +79,16 @@ def _nearest(gate: Gate, draws: dict[str, Floats], reference: MixingMeasure) -> 
     atoms = _atoms(draws["slope"], draws["intercept"], draws["variance"])
     blocks = (reference.slope, reference.intercept, reference.variance)
     target = _atoms(*(np.asarray(block) for block in blocks))
+    if not (np.all(np.isfinite(atoms)) and np.all(np.isfinite(target))):
+        raise ValueError(
+            "an expert of the estimate or the reference has a slope, intercept or variance that is "
+            "not finite, so it cannot be named; leave such fits and draws out"
+        )
     # the reference's included: else a coordinate in which one estimate's experts hardly differ,
     # and which tells nothing, would decide
     spread = np.concatenate([atoms.reshape(-1, atoms.shape[-1]), target]).std(axis=0)
     unit = np.where(spread > 0, spread, 1.0)
     cost = np.sum(((atoms[:, :, None] - target) / unit) ** 2, axis=-1)
-    if not np.all(np.isfinite(cost)):
-        raise ValueError(
-            "an expert of the estimate or the reference has a slope, intercept or variance that is "
-            "not finite, so it cannot be named; leave such fits and draws out"
-        )
     k = target.shape[0]
     free = k if gate.linear or (gate.flip and k == 2) else k - 1
     order = np.tile(np.arange(k), (len(cost), 1))

@@ -77,4 +77,5 @@ def _without_labels(draws: Draws) -> np.ndarray:
     temperature = np.asarray(draws.measures.temperature)
     if np.any(temperature != 1.0):  # it is one for gates without a temperature
         watched.append(np.log(temperature)[..., None])
-    return np.moveaxis(np.concatenate(watched, axis=-1), -1, 0)
+    quantities = np.moveaxis(np.concatenate(watched, axis=-1), -1, 0)
+    return np.where(np.isfinite(quantities), quantities, np.nan)  # ranks would hide an infinity

@@ -37,6 +37,8 @@ _SPREAD = 0.5  # of the chains' starts around the mode, in its standard deviatio
 # no direction is taken to be wider than this curvature allows: priors are on standardised data
 _LEAST_CURVATURE = 0.1
 _ACCEPT = 0.9  # over-specified posteriors have narrow necks
+# in whitened coordinates a trajectory needs tens of steps: hundreds mean that whitening failed
+_MAX_TREE_DEPTH = 8
 _N_ROWS = 8  # rows whose density is watched: labels do not matter to it
 
 
@@ -191,7 +193,12 @@ def _run_chain(
     def potential(z: Array) -> Array:
         return -target.log_density(coordinates(z), data)
 
-    kernel = NUTS(potential_fn=potential, dense_mass=True, target_accept_prob=_ACCEPT)
+    kernel = NUTS(
+        potential_fn=potential,
+        dense_mass=True,
+        target_accept_prob=_ACCEPT,
+        max_tree_depth=_MAX_TREE_DEPTH,
+    )
     start_key, chain_key = jax.random.split(key)
     start = _start(potential, _SPREAD * jax.random.normal(start_key, mode.shape))
     state = kernel.init(chain_key, n_warmup, init_params=start)

@@ -71,8 +71,8 @@ def blocks(
             top, last = row * pitch + _TOP, row == len(rows) - 1
             own = _study.rows(slopes, gate=gate, n_experts=k)
             _row(figure, top, study, gate, k, own, labels=last)
-        bottom = 0.68 / figure.get_figheight()
-        figure.text(0.5, bottom, "sample size n", ha="center", size=9)
+        middle = _LEFT + (len(shown) * _PITCH - _PITCH + _WIDTH) / 2
+        text_at(figure, middle, len(rows) * pitch + 0.62, "sample size n", ha="center", size=9)
         _legend(figure, study, fitted)
     return figure
 

@@ -70,16 +70,15 @@ def contraction(
     head = (lines + 0.7) * LINE + 0.43
     pitch = head + _HEIGHT + 0.28
     with style():
-        figure = new_figure(
-            max(5.0, _LEFT + columns * (_WIDTH + _GAP) - _GAP + 0.1), len(rows) * pitch + 0.74
-        )
+        right = _LEFT + columns * (_WIDTH + _GAP) - _GAP
+        figure = new_figure(max(5.0, right + 0.1), len(rows) * pitch + 0.74)
         for row, (k, gates) in enumerate(rows):
             title = _study.setting_of(study.sel(gate=gates[0], n_experts=k))
             text_at(figure, 0.08, row * pitch + 0.16, title, weight="bold", size=9.5)
             _row(figure, row * pitch + head, study, slopes, gates, k, variable)
         _legend(figure, study)
-        bottom = 0.6 / figure.get_figheight()
-        figure.text(0.5, bottom, "sample size n", ha="center", va="center", size=9)
+        middle, bottom = (_LEFT + right) / 2, figure.get_figheight() - 0.6
+        text_at(figure, middle, bottom, "sample size n", ha="center", va="center", size=9)
     return figure
 
 

@@ -24,6 +24,7 @@ from bayesmoe.report._layout import (
 from bayesmoe.report._panel import Panel, finish_row
 from bayesmoe.report.style import (
     INK,
+    MARKER_TEXTS,
     MUTED,
     SPREAD_COLOUR,
     estimate,
@@ -91,7 +92,8 @@ def _line(
     row = _study.slope(slopes, gate, int(cell["n_experts"]), "posterior", "temperature_sd")
     value = "no slope" if row is None else estimate(row["slope"], row["low"], row["high"])
     last = float(np.log10(series.median[series.drawable][-1]))
-    name, rate = plain(cell["gate_label"].item()), rate_math(exponent, text)
+    name = f"{MARKER_TEXTS[markers[gate]]} {plain(cell['gate_label'].item())}"
+    rate = rate_math(exponent, text)
     return last, [(name, INK), (value, SPREAD_COLOUR), (f"expected: {rate}", MUTED)]
 
 

@@ -35,9 +35,8 @@ from bayesmoe.report.style import (
 
 _WIDTH, _UPPER, _LOWER, _LEFT, _GAP = 4.75, 3.1, 1.25, 0.78, 0.36  # inches
 _POINTS = 161  # on the axis of the covariate
-_NEGLIGIBLE = 0.02  # gate probability below which an expert's line is not drawn
 _PAD = 0.015  # room beside the curves, as a share of their width
-_SHADES = 20  # of a fading line
+_SHADES = 20  # steps of opacity of an expert's line
 _MANY = 2000  # observations from which on points are drawn as an image
 _BANDS = ("#E6E6E6", "#A8A8A8")  # predictive, credible
 
@@ -143,11 +142,11 @@ def _draw_upper(ax: Axes, drawn: _Drawn, y: np.ndarray) -> None:
 
 
 def _faded(ax: Axes, x: np.ndarray, line: np.ndarray, weight: np.ndarray, colour: str) -> None:
-    """A line as opaque as its gate probability."""
+    """A line as opaque as its gate probability, in steps; none below half a step."""
     middle = (weight[:-1] + weight[1:]) / 2
     level = np.round(np.clip(middle, 0, 1) * _SHADES)
     for run in np.split(np.arange(len(level)), np.flatnonzero(np.diff(level)) + 1):
-        if middle[run[0]] >= _NEGLIGIBLE:
+        if level[run[0]]:
             part = slice(run[0], run[-1] + 2)
             ax.plot(
                 x[part], line[part], color=colour, alpha=level[run[0]] / _SHADES, lw=2.2,

@@ -72,6 +72,8 @@ _MARKERS = {
     "top_k_sparse": "Dd",
 }
 _SPARE_MARKERS = "PXph*"
+#: the same shapes as characters
+MARKER_TEXTS = dict(zip("os^v<>DdPXph*", "●■▲▼◀▶◆♦✚✖⬟⬢★", strict=True))
 
 _RC: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # shipped with matplotlib: the same everywhere

@@ -19,11 +19,15 @@ from rich.progress import (
 from rich.table import Table
 
 from bayesmoe.diagnostics.analysis import Analysis, estimates, posterior_summary
-from bayesmoe.report.style import ESTIMATOR_LABELS, QUANTITY_LABELS, estimate, specification
+from bayesmoe.report.style import ESTIMATOR_LABELS, STATUS_LABELS, estimate, specification
 from bayesmoe.study.plan import Cell, Plan
 
-#: the quantities of the table at the end of a study
-SHOWN = ("normalised_loss", "normalised_identified_loss", "temperature_sd")
+#: the quantities of the table at the end of a study; losses are normalised
+SHOWN = {
+    "normalised_loss": "Voronoi loss",
+    "normalised_identified_loss": "Voronoi loss modulo ray",
+    "temperature_sd": "posterior sd of τ",
+}
 
 _SUMMARY = {
     "mean": "mean",
@@ -98,43 +102,49 @@ class StudyProgress:
 
 
 def print_study(results: xr.Dataset, slopes: pd.DataFrame, counts: pd.DataFrame) -> None:
-    """One row per gate, setting, estimator and quantity: slope, interval, expected, converged."""
+    """Per gate and setting, a row per estimator and quantity: slope, expected, converged fits."""
+    console = Console()
+    console.print("Slopes of log error against log n, with 95 % intervals", style="bold")
     several = [name for name in ("scenario", "prior") if results.sizes[name] > 1]
-    table = Table(title="Slopes of log error against log n")
-    for heading in (*several, "gate", "setting", "estimator", "quantity"):
-        table.add_column(heading)
-    for heading in ("slope", "expected", "converged"):
-        table.add_column(heading, justify="right")
-    shown = slopes[slopes["quantity"].isin(SHOWN)]
-    converged = _converged(results)
-    for _, row in shown.iterrows():
-        where = {name: row[name] for name in ("scenario", "gate")}
-        true = int(results["n_experts_true"].sel(where))
-        fits = converged.sel(
-            {name: row[name] for name in ("scenario", "prior", "gate", "n_experts", "estimator")}
-        )
+    keys = ["scenario", "prior", "gate", "n_experts"]
+    for key, rows in slopes[slopes["quantity"].isin(SHOWN)].groupby(keys, sort=False):
+        where = dict(zip(keys, key, strict=True))
+        true = int(results["n_experts_true"].sel(scenario=where["scenario"], gate=where["gate"]))
+        title = [str(results["gate_label"].sel(gate=where["gate"]).item())]
+        title += [specification(int(where["n_experts"]), true)]
+        title += [f"{name} {where[name]}" for name in several]
+        console.print("\n" + ", ".join(title), highlight=False)
+        console.print(_slope_table(rows, results.sel(where)["converged"]))
+    _print_failures(console, results, counts)
+
+
+def _slope_table(rows: pd.DataFrame, converged: xr.DataArray) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    for heading, width in (("estimator", 9), ("quantity", 26)):
+        table.add_column(heading, min_width=width)
+    for heading, width in (("slope", 20), ("expected", 10), ("converged", 9)):
+        table.add_column(heading, justify="right", min_width=width)
+    for _, row in rows.iterrows():
+        fits = converged.sel(estimator=row["estimator"])
         table.add_row(
-            *(str(row[name]) for name in several),
-            str(results["gate_label"].sel(gate=row["gate"]).item()),
-            specification(int(row["n_experts"]), true),
             ESTIMATOR_LABELS[row["estimator"]],
-            QUANTITY_LABELS[row["quantity"]],
+            SHOWN[row["quantity"]],
             estimate(row["slope"], row["low"], row["high"]),
             str(row["expected_text"]),
-            f"{int(fits)}/{results.sizes['n'] * results.sizes['replicate']}",
+            f"{int(fits.sum())}/{fits.size}",
         )
-    console = Console()
-    console.print(table)
-    failed = counts[~counts["status"].isin(["converged"])]
-    for _, row in failed.iterrows():
+    return table
+
+
+def _print_failures(console: Console, results: xr.Dataset, counts: pd.DataFrame) -> None:
+    for _, row in counts[counts["status"] != "converged"].iterrows():
+        label = str(results["gate_label"].sel(gate=row["gate"]).item())
+        status = STATUS_LABELS.get(row["status"], row["status"])
         console.print(
-            f"{row['count']} of {row['gate']}, k = {row['n_experts']}, {row['estimator']}: "
-            f"{row['status'].replace('_', ' ')}"
+            f"{row['count']} of {label}, k = {row['n_experts']}, "
+            f"{ESTIMATOR_LABELS[row['estimator']]}: {status}",
+            highlight=False,
         )
-
-
-def _converged(results: xr.Dataset) -> xr.DataArray:
-    return results["converged"].sum(["n", "replicate"])
 
 
 def print_analysis(analysis: Analysis) -> None:

@@ -145,9 +145,7 @@ class Plan(BaseModel):
     n_experts: Annotated[list[Annotated[Whole, Field(ge=1)]], NonEmpty, Distinct]
     sizes: Annotated[list[Annotated[Whole, Field(ge=10)]], Field(min_length=2), Distinct]
     replicates: Annotated[Whole, Field(ge=1)]
-    estimators: Annotated[list[Estimator], NonEmpty, Distinct] = list(
-        ESTIMATORS
-    )
+    estimators: Annotated[list[Estimator], NonEmpty, Distinct] = list(ESTIMATORS)
     priors: Annotated[list[Literal["weak", "compact", "flat"]], NonEmpty, Distinct] = ["weak"]
     starts: Literal["agnostic", "near_truth"] = "agnostic"
     n_starts: Annotated[Whole, Field(ge=1)] = 12

@@ -204,7 +204,9 @@ def _measure(
     plan: Plan, converged: xr.DataArray, row: _Row, identity: dict[str, Any]
 ) -> dict[str, Any]:
     values, used = (a.transpose("n", "replicate").to_numpy() for a in (row.values, converged))
-    key = plan.key("slope", row.quantity, str(row.cell), *map(str, identity.values()))
+    # the MLE knows no prior: its interval is one for all priors
+    named = {**identity, "prior": ""} if identity["estimator"] == "mle" else identity
+    key = plan.key("slope", row.quantity, str(row.cell), *map(str, named.values()))
     slope = fit_slope(np.asarray(plan.sizes), values, used, key=key)
     return {
         "quantity": row.quantity,

@@ -102,7 +102,7 @@ def scenario(name: str, gate: str | Gate = "softmax", **gate_options: Any) -> Sc
 
 
 def _linear(
-    gate: Gate, slope: ArrayLike, intercept: ArrayLike, temperature: float = 0.5
+    gate: Gate, slope: ArrayLike, intercept: ArrayLike, temperature: float = 2.0
 ) -> tuple[Any, Any, float]:
     """Gate parameters with logits slope·x + intercept; under a temperature the same density."""
     tau = temperature if gate.has_temperature else 1.0
@@ -112,7 +112,7 @@ def _linear(
 def _lambda(gate: Gate) -> MixingMeasure:
     """The published truth of the lineage: two crossing lines, d = 1, k* = 2.
 
-    Logits 25x - 8; with a temperature, τ* = 1/2 and the same density. Activation gates have a
+    Logits 25x - 8; with a temperature, τ* = 2 and the same density. Activation gates have a
     comparable switch: (σ(6x) - σ(0) - 0.35)/0.05.
     """
     if gate.linear:

@@ -95,7 +95,9 @@ class Store:
 
     def write(self, cell_name: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Add a cell."""
-        write_atomic(self._path(cell_name), lambda file: np.savez(file, allow_pickle=False, **arrays))
+        write_atomic(
+            self._path(cell_name), lambda file: np.savez(file, allow_pickle=False, **arrays)
+        )
 
     def read(self, cell_name: str) -> dict[str, np.ndarray]:
         """A cell's arrays.

@@ -46,7 +46,8 @@ class Comparison:
     Attributes
     ----------
     slopes, temperatures
-        Fitted β1 and τ, shapes ``(N, k, d)`` and ``(N,)``.
+        Fitted β1 and τ, shapes ``(N, k, d)`` and ``(N,)``; if s is free, moved along the ray to the
+        true temperature.
     norms
         ‖Δa‖, |Δb| and |Δν| of every fitted against every true atom, shape ``(N, k, k*, 3)``.
     fixed

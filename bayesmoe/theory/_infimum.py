@@ -23,7 +23,7 @@ from bayesmoe.theory._definition import (
     weighted_loss,
 )
 
-_BATCH = 1024  # problems solved at a time: they fit the cache
+_BATCH = 2048  # problems solved at a time
 _BOUNDS = 2_000_000  # numbers in a table of bounds
 _MOST_ASSIGNMENTS = 100_000
 

@@ -1,0 +1,112 @@
+"""Likelihood, weak prior and coordinates of every gate in NumPy, apart from the package."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import scipy.stats
+from conftest import CASE, GateCase
+
+import bayesmoe as bm
+
+Floats = np.ndarray
+
+
+@functools.cache
+def activation_spread(label: str) -> float:
+    """Standard deviation of σ(3Z) for a standard normal Z."""
+    sigma = CASE[label].sigma
+    assert sigma is not None
+    z = np.linspace(-8, 8, 20_001)
+    values, weights = sigma(np, z * 3), scipy.stats.norm.pdf(z)
+    mean = np.average(values, weights=weights)
+    return float(np.sqrt(np.average((values - mean) ** 2, weights=weights)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Oracle:
+    """The likelihood and the weak prior of one gate and shape, in the paper's parameters."""
+
+    case: GateCase
+    k: int
+    d: int
+
+    def blocks(self, theta: Floats) -> tuple[Floats, ...]:
+        """β1 and β0 with the reference, τ, a, b, ν."""
+        k, d = self.k, self.d
+        sizes = [(k - 1) * d, k - 1, int(self.case.temperature), k * d, k, k]
+        beta1, beta0, tau, a, b, nu = np.split(theta, np.cumsum(sizes)[:-1])
+        return (
+            np.concatenate([beta1.reshape(k - 1, d), np.zeros((1, d))]),
+            np.append(beta0, 0.0),
+            tau[0] if self.case.temperature else np.ones(()),
+            a.reshape(k, d),
+            b,
+            nu,
+        )
+
+    def theta(self, measure: bm.MixingMeasure) -> Floats:
+        beta1, beta0, tau, *experts = (np.asarray(leaf) for leaf in jax.tree.leaves(measure))
+        tau = [np.ravel(tau)] if self.case.temperature else []
+        return np.concatenate(
+            [beta1[:-1].ravel(), beta0[:-1], *tau, *(block.ravel() for block in experts)]
+        )
+
+    def log_likelihood(self, theta: Floats, x: Floats, y: Floats) -> float:
+        beta1, beta0, tau, a, b, nu = self.blocks(theta)
+        with np.errstate(over="ignore"):
+            z = self.case.logits(beta1, beta0, tau, x)
+        normal = -0.5 * (np.log(2 * np.pi * nu) + (y[:, None] - x @ a.T - b) ** 2 / nu)
+        joint = z + normal
+        peaks = joint.max(1), z.max(1)
+        sums = (
+            np.exp(block - peak[:, None]).sum(1)
+            for block, peak in zip((joint, z), peaks, strict=True)
+        )
+        above, below = (np.log(total) + peak for total, peak in zip(sums, peaks, strict=True))
+        return float((above - below).sum())
+
+    def log_weak_prior(self, theta: Floats) -> float:
+        """For data of mean zero and standard deviation one."""
+        beta1, beta0, tau, a, b, nu = self.blocks(theta)
+        normal, lognormal = scipy.stats.norm.logpdf, scipy.stats.lognorm.logpdf
+        beta0, location, scale = beta0[:-1], 0.0, 0.5
+        total = 0.0
+        if self.case.sigma is not None:  # the prior is on β0/τ, and τ suits the activation
+            total -= len(beta0) * np.log(tau)
+            beta0 = beta0 / tau
+            location, scale = np.log(activation_spread(self.case.label) / 3), 1.0
+        total += normal(beta1[:-1], scale=3).sum() + normal(beta0, scale=3).sum()
+        if self.case.temperature:
+            total += lognormal(tau, scale, scale=np.exp(location))
+        total += normal(a, scale=2).sum() + normal(b, scale=2).sum()
+        return float(total + lognormal(nu, 1.5, scale=0.1).sum())
+
+    def from_unconstrained(self, u: Floats) -> tuple[Floats, float]:
+        """Paper's parameters at u = (β1 or β1/τ, β0 or β0/τ, log τ, a, b, log ν); log Jacobian."""
+        k, d = self.k, self.d
+        n_slopes, n_intercepts = (k - 1) * d, k - 1
+        theta, n_gate = u.copy(), n_slopes + n_intercepts
+        theta[-k:] = np.exp(u[-k:])
+        log_jacobian = float(u[-k:].sum())
+        if self.case.temperature:
+            log_tau = u[n_gate]
+            theta[n_gate] = np.exp(log_tau)
+            first = 0 if self.case.linear else n_slopes  # an activation keeps β1 as it is
+            theta[first:n_gate] *= np.exp(log_tau)
+            log_jacobian += (1 + n_gate - first) * log_tau
+        return theta, log_jacobian
+
+    def to_unconstrained(self, theta: Floats) -> Floats:
+        """The inverse of `from_unconstrained`."""
+        k, n_slopes = self.k, (self.k - 1) * self.d
+        u, n_gate = theta.copy(), (self.k - 1) * (self.d + 1)
+        u[-k:] = np.log(theta[-k:])
+        if self.case.temperature:
+            first = 0 if self.case.linear else n_slopes
+            u[first:n_gate] /= theta[n_gate]
+            u[n_gate] = np.log(theta[n_gate])
+        return u

@@ -1,0 +1,283 @@
+"""Posteriors against independent computations: importance sampling, quadrature, closed forms."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import arviz_stats
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.optimize
+import scipy.stats
+import xarray as xr
+from conftest import CASE
+from oracles import Floats, Oracle
+from xarray import DataTree
+
+import bayesmoe as bm
+from bayesmoe.core.measure import FIELDS
+from bayesmoe.inference.nuts import sample_chains
+
+FAST = {"n_chains": 2, "n_warmup": 300, "n_draws": 500}
+
+
+@functools.cache
+def sample(name: str, label: str, n: int, seed: int = 0) -> tuple[Floats, Floats]:
+    """Data on the standard scale, where the weak prior is as written in the oracle."""
+    x, y = (np.asarray(v) for v in bm.scenario(name, CASE[label].gate(3)).simulate(seed, n))
+    unit = x.std(0) if CASE[label].linear else np.sqrt((x**2).mean(0))
+    shift = x.mean(0) if CASE[label].linear else 0.0
+    return (x - shift) / unit, (y - y.mean()) / y.std()
+
+
+def model(label: str, k: int) -> bm.MoE:
+    return bm.moe(CASE[label].gate(k), k)
+
+
+@functools.cache
+def posterior(
+    name: str, label: str, k: int, n: int, n_chains: int = 2, n_draws: int = 500
+) -> DataTree:
+    return bm.sample_posterior(
+        model(label, k), *sample(name, label, n), key=3, n_chains=n_chains, n_warmup=300,
+        n_draws=n_draws,
+    )  # fmt: skip
+
+
+# --- importance sampling
+
+
+def student(
+    rng: np.random.Generator, mean: Floats, root: Floats, size: int
+) -> tuple[Floats, Floats]:
+    """Draws of a multivariate Student-t with 7 degrees of freedom and their log density."""
+    p, nu = len(mean), 7.0
+    z = rng.standard_normal((size, p)) / np.sqrt(rng.chisquare(nu, size) / nu)[:, None]
+    log_density = -0.5 * (nu + p) * np.log1p((z**2).sum(1) / nu)
+    return mean + z @ root.T, log_density - np.linalg.slogdet(root)[1]
+
+
+def importance(
+    target: Callable[[Floats], float], mode: Floats, root: Floats, rounds: int = 4
+) -> tuple[Floats, Floats]:
+    """Draws and normalised weights, the proposal adapted to the moments round by round."""
+    rng = np.random.default_rng(11)
+    for round_ in range(rounds):
+        last = round_ == rounds - 1
+        u, proposal = student(rng, mode, root, 30_000 if last else 4000)
+        logs = np.asarray([target(one) for one in u]) - proposal
+        weights = np.exp(logs - logs.max())
+        weights /= weights.sum()
+        mode = weights @ u
+        spread = (weights[:, None] * (u - mode)).T @ (u - mode)
+        root = np.linalg.cholesky(spread + 1e-9 * np.eye(len(mode)))
+    return u, weights
+
+
+def negative_hessian(function: Callable[[Floats], float], at: Floats) -> Floats:
+    step = 1e-3 * np.eye(len(at))
+    corner = [
+        [
+            function(at + a + b)
+            - function(at + a - b)
+            - function(at - a + b)
+            + function(at - a - b)
+            for a in step
+        ]
+        for b in step
+    ]
+    return -np.asarray(corner) / 4e-6
+
+
+def reference_moments(oracle: Oracle, x: Floats, y: Floats, start: Floats) -> tuple[Floats, ...]:
+    """Mean, standard deviation and error of the mean of (θ, log-likelihood)."""
+
+    def target(u: Floats) -> float:
+        theta, log_jacobian = oracle.from_unconstrained(u)
+        return oracle.log_likelihood(theta, x, y) + oracle.log_weak_prior(theta) + log_jacobian
+
+    found = scipy.optimize.minimize(
+        lambda u: -target(u), oracle.to_unconstrained(start), method="BFGS"
+    )
+    curvature, directions = np.linalg.eigh(negative_hessian(target, found.x))
+    root = directions / np.sqrt(np.maximum(curvature, 0.1))
+    u, weights = importance(target, found.x, root)
+    assert 1 / (weights**2).sum() > 3000, "the weights are too uneven to be a reference"
+    theta = np.asarray([oracle.from_unconstrained(one)[0] for one in u])
+    logs = [[oracle.log_likelihood(one, x, y)] for one in theta]
+    values = np.concatenate([theta, logs], axis=1)
+    mean = weights @ values
+    sd = np.sqrt(weights @ (values - mean) ** 2)
+    return mean, sd, np.sqrt(weights**2 @ (values - mean) ** 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "label", "k", "n"),
+    [
+        ("lambda", "softmax", 2, 120),
+        ("lambda", "dense_to_sparse", 2, 120),
+        ("lambda", "sigmoid", 2, 200),
+        ("three", "top_k_sparse", 3, 300),
+    ],
+)
+@pytest.mark.slow
+def test_posterior_moments_agree_with_importance_sampling(
+    name: str, label: str, k: int, n: int
+) -> None:
+    x, y = sample(name, label, n)
+    oracle = Oracle(CASE[label], k, 1)
+    reference = bm.fit_map(model(label, k), x, y).measure
+    mean, sd, error = reference_moments(oracle, x, y, oracle.theta(reference))
+    tree = posterior(name, label, k, n, n_chains=4, n_draws=1000)
+    aligned = bm.align(tree, model(label, k).gate, reference)
+    stacked = aligned["posterior"].to_dataset().stack(sample=("chain", "draw"))
+    draws = np.asarray(
+        [
+            oracle.theta(bm.MixingMeasure(**{f: stacked[f].isel(sample=i).values for f in FIELDS}))
+            for i in range(0, stacked.sizes["sample"])
+        ]
+    )
+    draws = np.column_stack([draws, tree["sample_stats"]["log_likelihood"].values.ravel()])
+    chains = draws.reshape(4, -1, draws.shape[1])
+    for i in range(draws.shape[1]):
+        mcse = float(arviz_stats.mcse(chains[..., i], method="mean"))
+        tolerance = 4 * np.hypot(mcse, error[i])
+        assert abs(draws[:, i].mean() - mean[i]) < tolerance, (i, draws[:, i].mean(), mean[i])
+        np.testing.assert_allclose(draws[:, i].std(), sd[i], rtol=0.12)
+
+
+def test_one_expert_agrees_with_quadrature() -> None:
+    """a, b ~ N(0, 4), ν log-normal: given ν all is Gaussian, and ν is integrated on a grid."""
+    x, y = sample("weak", "softmax", 40)
+    design = np.column_stack([x[:, 0], np.ones(len(y))])
+    grid = np.linspace(-3, 2, 2001)
+    logs, means = [], []
+    for log_nu in grid:
+        nu = np.exp(log_nu)
+        precision = design.T @ design / nu + np.eye(2) / 4
+        means.append(np.linalg.solve(precision, design.T @ y / nu))
+        covariance = nu * np.eye(len(y)) + 4 * design @ design.T
+        evidence = scipy.stats.multivariate_normal.logpdf(y, np.zeros(len(y)), covariance)
+        logs.append(evidence + scipy.stats.norm.logpdf(log_nu, np.log(0.1), 1.5))
+    weights = np.exp(np.asarray(logs) - np.max(logs))
+    weights /= weights.sum()
+    expected = [*(weights @ np.asarray(means)), weights @ np.exp(grid)]
+    group = posterior("weak", "softmax", 1, 40)["posterior"]
+    for field, value in zip(("slope", "intercept", "variance"), expected, strict=True):
+        draws = group[field].values.reshape(2, -1)
+        error = float(arviz_stats.mcse(draws, method="mean"))
+        assert abs(draws.mean() - value) < 4 * error, field
+
+
+# --- the ray
+
+
+def test_on_the_ray_tau_has_its_closed_form() -> None:
+    """p(τ | η) ∝ p(τ) p(β1 = τη1) p(β0 = τη0) τ²; the test errs once in a thousand."""
+    tree = posterior("lambda", "dense_to_sparse", 2, 3000, n_chains=4)
+    group = tree["posterior"].to_dataset()
+    tau = group["temperature"].values
+    assert not tree["sample_stats"]["diverging"].any()
+    assert float(arviz_stats.ess(tau)) > 0.4 * tau.size
+    eta1 = (group["gate_slope"].values[:, :, 0, 0] / tau).ravel()
+    eta0 = (group["gate_intercept"].values[:, :, 0] / tau).ravel()
+    grid = np.exp(np.linspace(-4, 2, 1500))
+    logs = (
+        scipy.stats.lognorm.logpdf(grid, 0.5)
+        + scipy.stats.norm.logpdf(grid * eta1[:, None], scale=3)
+        + scipy.stats.norm.logpdf(grid * eta0[:, None], scale=3)
+        + 3 * np.log(grid)  # τ², and dτ on a logarithmic grid
+    )
+    cumulative = np.cumsum(np.exp(logs - logs.max(axis=1, keepdims=True)), axis=1)
+    cumulative /= cumulative[:, -1:]
+    uniform = np.random.default_rng(0).uniform(size=(len(eta1), 1))
+    expected = grid[np.argmax(cumulative > uniform, axis=1)]
+    thinned = tau[:, ::4].ravel()
+    assert scipy.stats.ks_2samp(thinned, expected).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(("label", "ratio"), [("dense_to_sparse", 1.0), ("sigmoid", 10**-0.5)])
+def test_the_spread_of_tau_as_n_grows(label: str, ratio: float) -> None:
+    n_chains = 4 if label == "dense_to_sparse" else 2
+    trees = [posterior("lambda", label, 2, n, n_chains=n_chains) for n in (300, 3000)]
+    spread = [float(tree["posterior"]["temperature"].std()) for tree in trees]
+    np.testing.assert_allclose(spread[1] / spread[0], ratio, rtol=0.3)
+
+
+# --- draws and trees
+
+
+def test_draws_depend_on_the_key_alone() -> None:
+    x, y = sample("lambda", "sigmoid", 300)
+    start = bm.fit_map(model("sigmoid", 2), x, y)
+    one, two, other = (
+        sample_chains(model("sigmoid", 2), x, y, key=key, start=start, n_threads=threads, **FAST)
+        for key, threads in ((1, 1), (1, 2), (2, 2))
+    )
+    np.testing.assert_array_equal(one.lp, two.lp)
+    np.testing.assert_array_equal(one.measures.slope, two.measures.slope)
+    assert not np.any(one.lp == other.lp)
+    assert not np.any(one.lp[0] == one.lp[1])
+
+
+def test_the_tree_is_what_arviz_expects(tmp_path: Path) -> None:
+    tree = posterior("lambda", "sigmoid", 2, 300)
+    assert set(tree.children) == {
+        "posterior", "sample_stats", "log_likelihood", "observed_data", "constant_data",
+    }  # fmt: skip
+    group = tree["posterior"].to_dataset()
+    assert set(group.data_vars) == set(FIELDS)
+    assert group["slope"].dims == ("chain", "draw", "expert", "covariate")
+    assert group["temperature"].dims == ("chain", "draw")
+    assert tree["log_likelihood"]["y"].dims == ("chain", "draw", "obs")
+    assert arviz_stats.loo(tree).elpd < 0
+    assert not arviz_stats.summary(tree, var_names=["slope"])["r_hat"].isna().any()
+    stats = tree["sample_stats"].to_dataset()
+    assert (2 ** stats["tree_depth"] > stats["n_steps"]).all()
+    tree.to_netcdf(tmp_path / "p.nc")
+    with xr.open_datatree(tmp_path / "p.nc") as reopened:
+        for name, child in tree.children.items():
+            xr.testing.assert_identical(reopened[name].to_dataset().load(), child.to_dataset())
+        assert reopened.attrs["status"] == tree.attrs["status"] == "converged"
+
+
+def test_the_pointwise_log_likelihood_sums_experts_out() -> None:
+    tree = posterior("lambda", "sigmoid", 2, 300)
+    x, y = sample("lambda", "sigmoid", 300)
+    one = tree["posterior"].to_dataset().isel(chain=1, draw=7)
+    measure = bm.MixingMeasure(**{field: one[field].values for field in FIELDS})
+    expected = np.log(CASE["sigmoid"].density(measure, x, y))
+    pointwise = tree["log_likelihood"]["y"].isel(chain=1, draw=7)
+    np.testing.assert_allclose(pointwise, expected, rtol=1e-9)
+    total = float(tree["sample_stats"]["log_likelihood"].isel(chain=1, draw=7))
+    np.testing.assert_allclose(total, expected.sum(), rtol=1e-9)
+
+
+def test_a_data_frame_names_the_covariates() -> None:
+    x, y = sample("lambda", "sigmoid", 300)
+    frame = pd.DataFrame({"dose": x[:, 0]})
+    tree = bm.sample_posterior(model("sigmoid", 2), frame, y, key=3, **FAST)
+    assert list(tree["posterior"]["covariate"].values) == ["dose"]
+    np.testing.assert_array_equal(tree["constant_data"]["x"].sel(covariate="dose"), x[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n_chains": 0}, "n_chains must be a whole number of at least 1, got 0"),
+        ({"n_draws": 2.5}, "n_draws must be a whole number of at least 1, got 2.5"),
+        ({"key": -1}, "key must be a JAX key or a non-negative int, got -1"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        bm.sample_posterior(model("sigmoid", 2), *sample("lambda", "sigmoid", 300), **arguments)  # type: ignore[arg-type]
+
+
+def test_an_improper_prior_is_refused() -> None:
+    flat = bm.moe("softmax", 2, prior="flat")
+    with pytest.raises(ValueError, match=r"'flat' is improper.*use a model with prior='weak'"):
+        bm.sample_posterior(flat, *sample("lambda", "softmax", 120))
