@@ -32,7 +32,6 @@ types: $(VENV)/.test
 	ln -s $(CURDIR)/bayesmoe/* build/types/bayesmoe/
 	ln -s $(CURDIR)/models build/types/bayesmoe/models
 	MYPYPATH=build/types $(BIN)/mypy -p bayesmoe
-	MYPYPATH=build/types $(BIN)/mypy tests
 
 $(VENV)/.created:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'

@@ -108,6 +108,9 @@ class MixingMeasure:
         fields: dict[str, Any] = {field: getattr(self, field) for field in FIELDS}
         return MixingMeasure(**{**fields, **changes})
 
+    # indices that are too large are clamped, so that iteration would never end
+    __iter__ = None
+
     def __getitem__(self, index: Any) -> MixingMeasure:
         """Index the batch axes."""
         if not self.batch_shape:

@@ -125,6 +125,6 @@ def _log_prob(base: dist.Distribution, value: Array) -> Array:
     if isinstance(base, dist.ImproperUniform):
         return jnp.zeros(())
     inside = base.support(value)
-    # the centre of the support stands in for values outside, to keep gradients finite
-    safe = jnp.where(inside, value, base.mean)
+    # a point of the support stands in for values outside, to keep gradients finite
+    safe = jnp.where(inside, value, base.support.feasible_like(value))
     return jnp.sum(jnp.where(inside, base.log_prob(safe), -jnp.inf))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from types import TracebackType
+from typing import Any
 
 import pandas as pd
 import xarray as xr
@@ -108,7 +109,7 @@ def print_study(results: xr.Dataset, slopes: pd.DataFrame, counts: pd.DataFrame)
     several = [name for name in ("scenario", "prior") if results.sizes[name] > 1]
     keys = ["scenario", "prior", "gate", "n_experts"]
     for key, rows in slopes[slopes["quantity"].isin(SHOWN)].groupby(keys, sort=False):
-        where = dict(zip(keys, key, strict=True))
+        where: dict[str, Any] = dict(zip(keys, key, strict=True))
         true = int(results["n_experts_true"].sel(scenario=where["scenario"], gate=where["gate"]))
         title = [str(results["gate_label"].sel(gate=where["gate"]).item())]
         title += [specification(int(where["n_experts"]), true)]

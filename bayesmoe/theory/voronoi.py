@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from bayesmoe.core.gate import Gate
 from bayesmoe.core.measure import FIELDS, MixingMeasure
@@ -131,7 +132,7 @@ def voronoi(
     return VoronoiResult(*fields)
 
 
-def contraction_radius(losses: Array, level: float = 0.9) -> Array:
+def contraction_radius(losses: ArrayLike, level: float = 0.9) -> Array:
     """The radius ε with posterior probability ``level`` that D(G, G*) <= ε.
 
     Parameters
