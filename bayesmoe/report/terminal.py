@@ -121,7 +121,7 @@ def print_study(results: xr.Dataset, slopes: pd.DataFrame, counts: pd.DataFrame)
 
 def _slope_table(rows: pd.DataFrame, converged: xr.DataArray) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 1))
-    for heading, width in (("estimator", 9), ("quantity", 26)):
+    for heading, width in (("estimator", 9), ("quantity", 23)):
         table.add_column(heading, min_width=width)
     for heading, width in (("slope", 20), ("expected", 10), ("converged", 9)):
         table.add_column(heading, justify="right", min_width=width)
