@@ -10,7 +10,7 @@ study: $(VENV)/.study
 	$(BIN)/bayesmoe study run quick --out $(OUT)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 tests notebooks
 
 test-fast: $(VENV)/.test
 	$(BIN)/python -m pytest -m "not slow"
