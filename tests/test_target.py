@@ -130,7 +130,7 @@ def test_the_prior_integrates_to_one(label: str, prior: str) -> None:
     p = target.layout.size
     rng = np.random.default_rng(0)
     t = scipy.stats.t(3.0, 0.0, np.array([1.0, 6.0, 6.0, 2.0][-p:]))
-    u = t.rvs((200_000, p), random_state=rng)
+    u = t.rvs((400_000, p), random_state=rng)
     log_density = jax.jit(jax.vmap(target.log_prior))(u)
     ratio = np.exp(np.asarray(log_density) - t.logpdf(u).sum(1))
     error = ratio.std() / np.sqrt(len(ratio))
