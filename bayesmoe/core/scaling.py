@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 
 from bayesmoe.core.gate import Gate
-from bayesmoe.core.measure import GateParameters, MixingMeasure
+from bayesmoe.core.measure import MixingMeasure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,13 +82,6 @@ class Scaling:
             slope,
             measure.intercept * y_scale + self.y_shift - slope @ self.x_shift,
             measure.variance * y_scale**2,
-        )
-
-    def restore_gate(self, parameters: GateParameters) -> GateParameters:
-        """`restore` for the gate alone."""
-        slope = parameters.slope / self.gate_scale
-        return GateParameters(
-            slope, parameters.intercept - slope @ self.gate_shift, parameters.temperature
         )
 
     def log_volume(self, n_experts: int) -> Array:

@@ -24,7 +24,6 @@ from pydantic import (
 
 from bayesmoe.core.gate import Gate
 from bayesmoe.core.model import MoE, make_model
-from bayesmoe.core.priors import PRIORS
 from bayesmoe.models import make_gate
 from bayesmoe.study.scenario import SCENARIOS, Scenario, scenario
 
@@ -202,7 +201,7 @@ class Plan(BaseModel):
 
     def models(self, gate: Gate, n_experts: int) -> dict[str, MoE]:
         """The model under each prior."""
-        return {prior: make_model(gate, n_experts, PRIORS[prior](gate)) for prior in self.priors}
+        return {prior: make_model(gate, n_experts, prior) for prior in self.priors}
 
     def data_key(self, cell: Cell) -> jax.Array:
         """Seeds a cell's data: the same for every number of fitted experts."""
