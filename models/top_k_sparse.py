@@ -7,7 +7,8 @@ Density: the softmax gate over the K experts with the largest logits at x, K fix
                                              -\infty & \text{otherwise} \end{cases}
 
 At a tie the lower index is kept; ties have measure zero, but the density jumps across them, and
-so does the likelihood as a function of the gate: a fit may stop at a jump, and then says so.
+so does the likelihood as a function of the gate: a fit may stop at a jump, and then says so, and
+posteriors are sampled by steps that need no gradient of the gate.
 
 Reference: Nguyen, Akbarian, Yan & Ho, "Statistical Perspective of Top-K Sparse Softmax Gating
 Mixture of Experts", ICLR 2024 (arXiv 2309.13850).

@@ -15,6 +15,16 @@ import bayesmoe as bm
 Floats = np.ndarray
 
 
+def log_normal(value: Floats, scale: float) -> Floats:
+    """The log density of N(0, scale²)."""
+    return -0.5 * (value / scale) ** 2 - np.log(scale) - 0.5 * np.log(2 * np.pi)
+
+
+def log_lognormal(value: Floats, sigma: float, median: float) -> Floats:
+    """The log density of exp N(log median, sigma²)."""
+    return log_normal(np.log(value / median), sigma) - np.log(value)
+
+
 @functools.cache
 def activation_spread(label: str) -> float:
     """Standard deviation of σ(3Z) for a standard normal Z."""
@@ -72,7 +82,7 @@ class Oracle:
     def log_weak_prior(self, theta: Floats) -> float:
         """For data of mean zero and standard deviation one."""
         beta1, beta0, tau, a, b, nu = self.blocks(theta)
-        normal, lognormal = scipy.stats.norm.logpdf, scipy.stats.lognorm.logpdf
+        normal, lognormal = log_normal, log_lognormal
         beta0, location, scale = beta0[:-1], 0.0, 0.5
         total = 0.0
         if self.case.sigma is not None:  # the prior is on β0/τ, and τ suits the activation
@@ -81,9 +91,9 @@ class Oracle:
             location, scale = np.log(activation_spread(self.case.label) / 3), 1.0
         total += normal(beta1[:-1], scale=3).sum() + normal(beta0, scale=3).sum()
         if self.case.temperature:
-            total += lognormal(tau, scale, scale=np.exp(location))
+            total += lognormal(tau, scale, np.exp(location))
         total += normal(a, scale=2).sum() + normal(b, scale=2).sum()
-        return float(total + lognormal(nu, 1.5, scale=0.1).sum())
+        return float(total + lognormal(nu, 1.5, 0.1).sum())
 
     def from_unconstrained(self, u: Floats) -> tuple[Floats, float]:
         """Paper's parameters at u = (β1 or β1/τ, β0 or β0/τ, log τ, a, b, log ν); log Jacobian."""

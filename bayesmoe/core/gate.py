@@ -107,6 +107,10 @@ class Gate(abc.ABC):
         """K of a top-K gate; None if all experts are active everywhere."""
         return None
 
+    def jumps(self, n_experts: int) -> bool:
+        """Whether the density jumps as the gate's parameters move, and no gradient tells."""
+        return self.subset_size is not None and self.subset_size < n_experts
+
     @property
     def label(self) -> str:
         """How figures and tables name the gate, options included."""

@@ -1,15 +1,12 @@
 """NUTS in identifiable coordinates, whitened by the curvature at a mode.
 
-NumPyro's NUTS kernel is driven by one compiled program per model, capacity of the data and length
-of the run: data, mode and metric are arguments, so that replicates and sample sizes share it. The
-target never changes: see `Target`.
+Neither coordinates nor whitening change the target: see `Target`.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -18,8 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
-from numpyro.infer import NUTS
-from numpyro.infer.util import ParamInfo
 
 from bayesmoe.core.likelihood import Data, Layout, log_density, log_likelihood, make_data
 from bayesmoe.core.measure import MixingMeasure
@@ -28,17 +23,14 @@ from bayesmoe.core.scaling import Scaling
 from bayesmoe.core.validate import as_key, check_estimable, check_observations, check_whole
 from bayesmoe.inference.point import Fit, fit_map
 from bayesmoe.inference.target import Target, supports
+from bayesmoe.inference.transitions import Chain, run_chain
 
 N_CHAINS = 4
 N_WARMUP = 500
 N_DRAWS = 1000
 
-_SPREAD = 0.5  # of the chains' starts around the mode, in its standard deviations
 # no direction is taken to be wider than this curvature allows: priors are on standardised data
 _LEAST_CURVATURE = 0.1
-_ACCEPT = 0.9  # over-specified posteriors have narrow necks
-# in whitened coordinates a trajectory needs tens of steps: hundreds mean that whitening failed
-_MAX_TREE_DEPTH = 8
 _N_ROWS = 8  # rows whose density is watched: labels do not matter to it
 
 
@@ -73,17 +65,6 @@ class Draws(NamedTuple):
     n_steps: Array
     diverging: Array
     step_size: Array
-
-
-class _Chain(NamedTuple):
-    """One chain's draws in the coordinates sampled, leading axis ``draw``."""
-
-    u: Array
-    lp: Array
-    energy: Array
-    acceptance_rate: Array
-    n_steps: Array
-    diverging: Array
 
 
 def sample_chains(
@@ -140,10 +121,10 @@ def sample_chains(
     target = Target(layout, model.prior)
     mode, whitening = _best_mode(target, scaling, data, start)
 
-    def run(chain: int) -> tuple[_Chain, Array]:
+    def run(chain: int) -> tuple[Chain, Array]:
         seed = jax.random.fold_in(chain_key, chain)
         return jax.block_until_ready(
-            _run_chain(target, n_warmup, n_draws, data, mode, whitening, seed)
+            run_chain(target, n_warmup, n_draws, data, mode, whitening, seed)
         )
 
     with ThreadPoolExecutor(n_threads) as pool:
@@ -173,58 +154,6 @@ def _check_start(layout: Layout, start: Fit) -> None:
             f"start must be a MAP fit of the same model and data, with (k, d) = {wanted}; "
             f"got (k, d) = {got}"
         )
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _run_chain(
-    target: Target,
-    n_warmup: int,
-    n_draws: int,
-    data: Data,
-    mode: Array,
-    whitening: Array,
-    key: Array,
-) -> tuple[_Chain, Array]:
-    """One chain over z, where u = mode + whitening z, and its step size after warm-up."""
-
-    def coordinates(z: Array) -> Array:
-        return mode + whitening @ z
-
-    def potential(z: Array) -> Array:
-        return -target.log_density(coordinates(z), data)
-
-    kernel = NUTS(
-        potential_fn=potential,
-        dense_mass=True,
-        target_accept_prob=_ACCEPT,
-        max_tree_depth=_MAX_TREE_DEPTH,
-    )
-    start_key, chain_key = jax.random.split(key)
-    start = _start(potential, _SPREAD * jax.random.normal(start_key, mode.shape))
-    state = kernel.init(chain_key, n_warmup, init_params=start)
-
-    def step(current, _):  # type: ignore[no-untyped-def]
-        new = kernel.sample(current, (), {})
-        return new, _Chain(
-            coordinates(new.z),
-            -new.potential_energy,
-            new.energy,
-            new.accept_prob,
-            new.num_steps,
-            new.diverging,
-        )
-
-    # one loop for warm-up and draws: the kernel is compiled once
-    last, steps = jax.lax.scan(step, state, None, length=n_warmup + n_draws)
-    return jax.tree.map(lambda leaf: leaf[n_warmup:], steps), last.adapt_state.step_size
-
-
-def _start(potential: Callable[[Array], Array], z: Array) -> ParamInfo:
-    """A chain's start: z, or the mode (zero) if z lies where the density underflows."""
-    points = jnp.stack([z, jnp.zeros_like(z)])
-    values, gradients = jax.lax.map(jax.value_and_grad(potential), points)
-    chosen = jnp.where(jnp.isfinite(values[0] + jnp.sum(gradients[0])), 0, 1)
-    return ParamInfo(points[chosen], values[chosen], gradients[chosen])
 
 
 def _best_mode(target: Target, scaling: Scaling, data: Data, start: Fit) -> tuple[Array, Array]:
@@ -263,7 +192,7 @@ def _describe(
     data: Data,
     x: Array,
     y: Array,
-    chains: _Chain,
+    chains: Chain,
     step_size: Array,
 ) -> Draws:
     rows = np.unique(np.linspace(0, len(y) - 1, _N_ROWS).astype(int))

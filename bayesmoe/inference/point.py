@@ -54,6 +54,7 @@ class Status(enum.Enum):
     EMPTY_EXPERT = "an expert lost all its weight: fewer experts have the same likelihood"
     NEGATIVE_CURVATURE = "stopped at a saddle point"
     STALLED = "no step improves, yet the gradient is not zero: a jump, or the limit of precision"
+    STOPPED_EARLY = "the stopping rule was met, yet the gradient is not zero"
     MAX_ITERATIONS = "iterations exhausted"
     NON_FINITE = "the objective is not finite at the start"
 

@@ -1,0 +1,172 @@
+"""One chain: NUTS transitions and, where the density jumps, Metropolis steps between them.
+
+NumPyro's NUTS is driven by one compiled program per model, capacity of the data and length of the
+run: data, mode and metric are arguments, so that replicates and sample sizes share it.
+
+No gradient tells of a jump. Where the density jumps as the gate moves (top-K with K < k), NUTS
+over all coordinates shortens its steps until they fit between two jumps, and stands still. There
+it moves the experts given the gate, where nothing jumps, and Metropolis steps of many sizes move
+the gate given the experts.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpyro.infer.hmc import HMCState, hmc
+from numpyro.infer.util import ParamInfo
+
+from bayesmoe.core.likelihood import Data
+from bayesmoe.inference.target import Target
+
+_SPREAD = 0.5  # of the chains' starts around the mode, in its standard deviations
+_ACCEPT = 0.9  # over-specified posteriors have narrow necks
+# in whitened coordinates a trajectory needs tens of steps: hundreds mean that whitening failed
+_MAX_TREE_DEPTH = 8
+
+_N_HOPS = 20  # Metropolis steps of a gate that jumps, after each transition of the experts
+_SIZES = (1e-3, 3.0)  # of their proposals: a threshold passes one observation, or many
+
+_Density = Callable[[Array], Array]
+
+
+class Chain(NamedTuple):
+    """One chain's draws in the coordinates sampled, leading axis ``draw``; see `Draws`."""
+
+    u: Array
+    lp: Array
+    energy: Array
+    acceptance_rate: Array
+    n_steps: Array
+    diverging: Array
+
+
+class _Split(NamedTuple):
+    """Coordinates u as a held block, moved by Metropolis, and a whitened one, moved by NUTS."""
+
+    mode: Array  # (p,)
+    whitening: Array  # (p - h, p - h), an inverse root of the free block's curvature
+    n_held: int
+
+    def join(self, held: Array, z: Array) -> Array:
+        return jnp.concatenate([held, self.mode[self.n_held :] + self.whitening @ z])
+
+
+def _split(target: Target, mode: Array, whitening: Array) -> _Split:
+    layout = target.layout
+    if not layout.gate.jumps(layout.n_experts):
+        return _Split(mode, whitening, 0)
+    held = layout.n_gate
+    # given the held block, the curvature of the free one is its block of the whole
+    curvature = jnp.linalg.inv(whitening @ whitening.T)[held:, held:]
+    return _Split(mode, jnp.linalg.inv(jnp.linalg.cholesky(curvature)).T, held)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def run_chain(
+    target: Target,
+    n_warmup: int,
+    n_draws: int,
+    data: Data,
+    mode: Array,
+    whitening: Array,
+    key: Array,
+) -> tuple[Chain, Array]:
+    """One chain from around ``mode``, and its step size after warm-up.
+
+    Parameters
+    ----------
+    target, data
+        What is sampled.
+    n_warmup, n_draws
+        Iterations for adaptation and to keep.
+    mode, whitening
+        A mode ``(p,)`` and an inverse root of the curvature there, ``(p, p)``.
+    key
+        A JAX key.
+    """
+    split = _split(target, mode, whitening)
+
+    def log_density(held: Array, z: Array) -> Array:
+        return target.log_density(split.join(held, z), data)
+
+    def potential(held: Array) -> _Density:
+        return lambda z: -log_density(held, z)
+
+    start_key, nuts_key, hop_key = jax.random.split(key, 3)
+    held = mode[: split.n_held]
+    spread = _SPREAD * jax.random.normal(start_key, mode[split.n_held :].shape)
+    initialise, transition = hmc(potential_fn_gen=potential)
+    state = initialise(
+        _start(potential(held), spread),
+        n_warmup,
+        dense_mass=True,
+        target_accept_prob=_ACCEPT,
+        max_tree_depth=_MAX_TREE_DEPTH,
+        model_args=(held,),
+        rng_key=nuts_key,
+    )
+
+    def step(
+        carry: tuple[HMCState, Array, Array], _: None
+    ) -> tuple[tuple[HMCState, Array, Array], Chain]:
+        state, held, hop_key = carry
+        new = transition(state, (held,), {})
+        if split.n_held:
+            density = functools.partial(log_density, z=new.z)
+            held, hop_key = _hops(density, held, -new.potential_energy, hop_key)
+            value, gradient = jax.value_and_grad(potential(held))(new.z)
+            new = new._replace(potential_energy=value, z_grad=gradient)
+        u, lp = split.join(held, new.z), -new.potential_energy
+        draw = Chain(u, lp, new.energy, new.accept_prob, new.num_steps, new.diverging)
+        return (new, held, hop_key), draw
+
+    # one loop for warm-up and draws: the kernel is compiled once
+    (last, *_), draws = jax.lax.scan(step, (state, held, hop_key), None, length=n_warmup + n_draws)
+    return jax.tree.map(lambda leaf: leaf[n_warmup:], draws), last.adapt_state.step_size
+
+
+def _start(potential: _Density, z: Array) -> ParamInfo:
+    """A chain's start: z, or the mode (zero) if z lies where the density underflows."""
+    points = jnp.stack([z, jnp.zeros_like(z)])
+    values, gradients = jax.lax.map(jax.value_and_grad(potential), points)
+    chosen = jnp.where(jnp.isfinite(values[0] + jnp.sum(gradients[0])), 0, 1)
+    return ParamInfo(points[chosen], values[chosen], gradients[chosen])
+
+
+def _hops(log_density: _Density, gate: Array, value: Array, key: Array) -> tuple[Array, Array]:
+    """`_N_HOPS` Metropolis steps from a gate of shape ``(g,)`` with log density ``value``."""
+
+    def hop(_: int, current: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        gate, value, key = current
+        key, proposal_key, accept_key = jax.random.split(key, 3)
+        proposal, log_volume = _propose(gate, proposal_key)
+        new = log_density(proposal)
+        accepted = jnp.log(jax.random.uniform(accept_key)) < new - value + log_volume
+        return jnp.where(accepted, proposal, gate), jnp.where(accepted, new, value), key
+
+    gate, _, key = jax.lax.fori_loop(0, _N_HOPS, hop, (gate, value, key))
+    return gate, key
+
+
+def _propose(gate: Array, key: Array) -> tuple[Array, Array]:
+    """A normal step of random size, or a random factor; and the log volume ratio of the move.
+
+    A factor common to all logits keeps every selection of experts and changes their weights alone:
+    without it, the logits' size would move no faster than the places of the jumps.
+    """
+    size_key, step_key, kind_key = jax.random.split(key, 3)
+    low, high = np.log(_SIZES)
+    size = jnp.exp(jax.random.uniform(size_key, minval=low, maxval=high))
+    step = size * jax.random.normal(step_key, gate.shape)
+    scale = jax.random.bernoulli(kind_key)
+    return (
+        jnp.where(scale, gate * jnp.exp(step[0]), gate + step),
+        jnp.where(scale, gate.shape[0] * step[0], 0.0),
+    )
