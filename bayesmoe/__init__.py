@@ -13,6 +13,7 @@ from bayesmoe.core.priors import Prior  # noqa: E402
 from bayesmoe.diagnostics.alignment import align  # noqa: E402
 from bayesmoe.diagnostics.posterior import sample_posterior  # noqa: E402
 from bayesmoe.inference.point import Fit, Status, fit_map, fit_mle  # noqa: E402
+from bayesmoe.inference.uncertainty import StandardErrors, standard_errors  # noqa: E402
 from bayesmoe.models import GATES, moe  # noqa: E402
 from bayesmoe.study.scenario import Scenario, scenario  # noqa: E402
 from bayesmoe.theory.voronoi import contraction_radius, voronoi, voronoi_loss  # noqa: E402
@@ -24,6 +25,7 @@ __all__ = [
     "MoE",
     "Prior",
     "Scenario",
+    "StandardErrors",
     "Status",
     "align",
     "contraction_radius",
@@ -32,6 +34,7 @@ __all__ = [
     "moe",
     "sample_posterior",
     "scenario",
+    "standard_errors",
     "voronoi",
     "voronoi_loss",
 ]

@@ -89,6 +89,7 @@ class ActivationDenseToSparse(Gate):
     """
 
     name: ClassVar[str] = "activation_dense_to_sparse"
+    separable: ClassVar[bool] = True
     has_temperature: ClassVar[bool] = True
     intercept_per_temperature: ClassVar[bool] = True
 

@@ -45,6 +45,7 @@ class Softmax(Gate):
     """The softmax gate; see the module's docstring."""
 
     name: ClassVar[str] = "softmax"
+    separable: ClassVar[bool] = True
     linear: ClassVar[bool] = True
 
     def logits(self, parameters: GateParameters, x: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -115,6 +116,22 @@ def test_value_gradient_and_hessian_agree_with_autodiff(label: str, d: int, k: i
         assert_close(got, want_gradient)
     assert_close(fused.hessian, want_hessian)
     np.testing.assert_array_equal(fused.hessian.shape, (layout.size, layout.size))
+
+
+@pytest.mark.parametrize("label", ["softmax", "gelu"])
+def test_gates_not_known_to_be_separable_have_the_same_derivatives(label: str) -> None:
+    layout, theta, data = setting(label, 1, 3)
+    known = layout.gate
+
+    @dataclasses.dataclass(frozen=True)
+    class General(type(known)):  # type: ignore[misc]
+        separable = False
+
+    general = layout._replace(gate=General(**dataclasses.asdict(known)))
+    assert len(general.gate_seeds()) == layout.n_gate
+    assert len(layout.gate_seeds()) < layout.n_gate
+    for got, want in zip(both(general, theta, data)[0], both(layout, theta, data)[0], strict=True):
+        assert_close(got, want)
 
 
 def test_gradient_and_hessian_agree_with_finite_differences() -> None:

@@ -13,6 +13,7 @@ import scipy.stats
 from conftest import CASE, CASES, GateCase
 
 import bayesmoe as bm
+from bayesmoe.core.measure import GateParameters
 from bayesmoe.models import make_gate
 
 RNG = np.random.default_rng(8)
@@ -48,6 +49,31 @@ def test_gate_probabilities_are_those_of_the_formula(case: GateCase) -> None:
     got = jnp.exp(case.gate().log_probabilities(measure.gate, jnp.asarray(X.T))).T
     np.testing.assert_allclose(got, case.probabilities(measure, X), rtol=1e-12, atol=1e-15)
     np.testing.assert_allclose(got.sum(1), 1, rtol=1e-12)
+
+
+def test_logits_depend_on_their_own_expert_where_declared(case: GateCase) -> None:
+    gate, measure = case.gate(), case.measure(4)
+    assert gate.separable
+
+    def logits(parameters: GateParameters) -> jax.Array:
+        return gate.logits(parameters, jnp.asarray(X.T))
+
+    slopes = jax.jacfwd(logits)(measure.gate)  # (k, n) by (k, d) and by (k,)
+    others = ~np.eye(3, dtype=bool)
+    np.testing.assert_array_equal(np.moveaxis(slopes.slope, 2, 1)[others], 0)
+    np.testing.assert_array_equal(np.moveaxis(slopes.intercept, 2, 1)[others], 0)
+
+
+def test_second_derivatives_vanish_where_logits_are_linear(case: GateCase) -> None:
+    gate = case.gate()
+    theta = gate.to_coordinates(case.measure(4).gate)
+
+    def logits(coordinates: jax.Array) -> jax.Array:
+        z = gate.logits(gate.from_coordinates(coordinates, 3, 2), jnp.asarray(X.T))
+        return jnp.where(jnp.isfinite(z), z, 0.0)
+
+    bend = jax.jacfwd(jax.jacfwd(logits))(theta)
+    assert gate.linear_in_coordinates == bool(np.abs(bend).max() < 1e-12)
 
 
 def test_permutations_keep_the_density(case: GateCase) -> None:

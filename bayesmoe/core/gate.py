@@ -92,6 +92,16 @@ class Gate(abc.ABC):
     #: β1ᵀx does; if not, the gate sees x as it is, never standardised
     rescalable: ClassVar[bool] = True
 
+    #: whether z_i depends on expert i's β1, β0 and on τ alone, but for which experts are active:
+    #: its derivatives then cost no more for many experts
+    separable: ClassVar[bool] = False
+
+    @property
+    def linear_in_coordinates(self) -> bool:
+        """Whether logits are linear in the coordinates, as the gauge's translations imply."""
+        per_temperature = self.slope_per_temperature and self.intercept_per_temperature
+        return self.linear and (per_temperature or not self.has_temperature)
+
     @property
     def ray(self) -> bool:
         """Whether (cβ1, cβ0, cτ), c > 0, all give the same density."""

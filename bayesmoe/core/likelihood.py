@@ -8,6 +8,7 @@ the capacity of its storage, and memory beyond the data does not grow with n.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -130,11 +131,36 @@ class Layout(NamedTuple):
         """log |∂(paper's parameters)/∂coordinates|."""
         return self.gate.log_jacobian(measure.gate) + jnp.sum(jnp.log(measure.variance))
 
-    def expert_indices(self, expert: int) -> np.ndarray:
-        """Where the gate, the line and the log variance of one expert stand: ``(n_gate+d+2,)``."""
+    def expert_order(self) -> np.ndarray:
+        """Where each coordinate of the experts stands in `_Terms`: ``(k (d+2),)``.
+
+        There one expert follows the other: slopes, intercept and log variance.
+        """
+        place = np.arange(self.n_experts * (self.n_covariates + 2)).reshape(self.n_experts, -1)
+        return np.concatenate([place[:, :-2].ravel(), place[:, -2], place[:, -1]])
+
+    def gate_seeds(self) -> np.ndarray:
+        """Directions ``(c, n_gate)`` that together show every derivative of the logits.
+
+        If each logit depends on its own expert's coordinates alone, one direction moves the same
+        coordinate of all experts.
+        """
+        if not self.gate.separable:
+            return np.eye(self.n_gate)
+        return np.minimum(self.gate_rows().sum(axis=0), 1.0)
+
+    def gate_rows(self) -> np.ndarray:
+        """Which coordinate of each expert a seed moves: ``(k, c, n_gate)``, zeros and ones."""
         k, d, g = self.n_experts, self.n_covariates, self.n_gate
-        slope = g + expert * d + np.arange(d)
-        return np.concatenate([np.arange(g), slope, [g + k * d + expert, g + k * d + k + expert]])
+        if not self.gate.separable:
+            return np.tile(np.eye(g), (k, 1, 1))
+        rows = np.zeros((k, d + 1 + int(self.gate.has_temperature), g))
+        for expert in range(k - 1):  # the reference has no coordinates but τ's
+            rows[expert, np.arange(d), expert * d + np.arange(d)] = 1.0
+            rows[expert, d, (k - 1) * d + expert] = 1.0
+        if self.gate.has_temperature:
+            rows[:, -1, -1] = 1.0
+        return rows
 
 
 def log_density(gate: Gate, measure: MixingMeasure, x: Array, y: Array) -> Array:
@@ -200,16 +226,34 @@ log_likelihood.defvjp(_log_likelihood_forward, _log_likelihood_backward)
 def evaluate_log_likelihood(layout: Layout, coordinates: Array, data: Data) -> Evaluation:
     """Value, gradient and exact Hessian of the log-likelihood in one pass."""
 
-    def add(index: Array, total: Evaluation) -> Evaluation:
-        terms = _evaluate_chunk(layout, coordinates, _chunk(data, index))
-        return Evaluation(*(old + new for old, new in zip(total, terms, strict=True)))
+    def terms(index: Array) -> _Terms:
+        return _evaluate_chunk(layout, coordinates, _chunk(data, index))
 
-    p = layout.size
-    start = Evaluation(jnp.zeros(()), jnp.zeros(p), jnp.zeros((p, p)))
-    return jax.lax.fori_loop(0, data.n_chunks, add, start)
+    shapes = jax.eval_shape(terms, jnp.zeros((), int))
+    start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    total = jax.lax.fori_loop(
+        0, data.n_chunks, lambda index, sum_: jax.tree.map(jnp.add, sum_, terms(index)), start
+    )
+    return _assemble(layout, total)
 
 
-def _evaluate_chunk(layout: Layout, coordinates: Array, chunk: tuple[Array, ...]) -> Evaluation:
+class _Terms(NamedTuple):
+    """What one chunk adds to value, gradient and Hessian, before it is put into coordinates.
+
+    Rows of the experts come expert by expert: slopes, intercept, log variance, q = d + 2 each.
+    """
+
+    value: Array
+    score: Array  # (g + k q,) Σ r_i ∇A_i
+    gate_mean: Array  # (g,) Σ π_i ∇z_i
+    gate: Array  # (k, c, c) Σ (r_i - π_i) (∇z_i ∇z_iᵀ + ∇²z_i), c being the seeds
+    gate_expert: Array  # (k, c, q) Σ r_i ∇z_i ∇(log N_i)ᵀ
+    expert: Array  # (3 k, monomials) Σ r_i (∇² log N_i + ∇ log N_i ∇ log N_iᵀ)
+    outer: Array  # (g + k q, g + k q) of the scores with themselves
+    gate_outer: Array  # (g, g) of the gate's means with themselves
+
+
+def _evaluate_chunk(layout: Layout, coordinates: Array, chunk: tuple[Array, ...]) -> _Terms:
     """The closed form in responsibilities r and gate probabilities π.
 
     With A_i = z_i + log N_i, log g = LSE(A) - LSE(z), so
@@ -217,53 +261,93 @@ def _evaluate_chunk(layout: Layout, coordinates: Array, chunk: tuple[Array, ...]
     """
     gate_x, expert_x, y, mask = chunk
     gate, slope, intercept, log_variance = layout.split(coordinates)
-
-    def logits(free: Array) -> Array:
-        parameters = layout.gate.from_coordinates(free, layout.n_experts, layout.n_covariates)
-        return layout.gate.logits(parameters, gate_x)
-
-    z = logits(gate)
-    # dz[c, i] = ∂z_i/∂gate_c, shape (n_gate, k, m)
-    dz = jax.vmap(lambda e: jax.jvp(logits, (gate,), (e,))[1])(jnp.eye(layout.n_gate))
+    z, dz, d2z = _logits(layout, gate, gate_x)
     residual = y - (slope @ expert_x + intercept[:, None])
     square = (residual * jnp.exp(-0.5 * log_variance)[:, None]) ** 2
     log_joint = z - 0.5 * (_LOG_2PI + log_variance[:, None] + square)
     evidence, r = log_sum_exp_and_shares(log_joint, 0)
     total, prior = log_sum_exp_and_shares(z, 0)
     r, prior = mask * r, mask * prior
+
     # finite, so that an expert without responsibility adds zero and not 0 * inf
-    square = jnp.minimum(square, 1e200)
     precision = jnp.minimum(jnp.exp(-log_variance), 1e200)[:, None]
-
-    p, g = layout.size, layout.n_gate
-    hessian, score = jnp.zeros((p, p)), jnp.zeros((p, mask.shape[0]))
+    d_mean, d_log_variance = residual * precision, 0.5 * (jnp.minimum(square, 1e200) - 1.0)
     design = jnp.concatenate([expert_x, jnp.ones_like(y)[None]])
-    for i in range(layout.n_experts):
-        rows = layout.expert_indices(i)
-        d_log_variance = 0.5 * (square[i] - 1.0)
-        d_mean = residual[i] * precision[i]
-        gradient = jnp.concatenate([dz[:, i], design * d_mean, d_log_variance[None]])
-        score = score.at[rows].add(r[i] * gradient)
-        block = (r[i] * gradient) @ gradient.T
-        # ∇² log N_i in (line, log variance): means and log variances are linear in coordinates
-        cross = -(design * r[i]) @ d_mean
-        block = block.at[g:-1, g:-1].add(-precision[i] * (design * r[i]) @ design.T)
-        block = block.at[g:-1, -1].add(cross).at[-1, g:-1].add(cross)
-        block = block.at[-1, -1].add(-0.5 * jnp.sum(r[i] * square[i]))
-        block = block.at[:g, :g].add(-(prior[i] * dz[:, i]) @ dz[:, i].T)
-        hessian = hessian.at[np.ix_(rows, rows)].add(block)
+    line, spread = r * d_mean, r * d_log_variance
+    rows = [jnp.concatenate([design * line[i], spread[i : i + 1]]) for i in range(len(z))]
+    # second derivatives in (mean, log variance); experts' blocks are these times monomials of x
+    bends = [line * d_mean - r * precision, line * (d_log_variance - 1.0)]
+    bends.append(spread * d_log_variance - r * (d_log_variance + 0.5))
+    first, second = np.triu_indices(len(design))
 
-    mean_dz = jnp.einsum("im,cim->cm", prior, dz)
-    hessian = hessian - score @ score.T
-    hessian = hessian.at[:g, :g].add(mean_dz @ mean_dz.T)
-    surplus = jax.lax.stop_gradient(r - prior)
-    bend = jax.hessian(lambda free: jnp.sum(_finite_product(surplus, logits(free))))(gate)
-    hessian = hessian.at[:g, :g].add(bend)
-    gradient = jnp.sum(score, axis=1).at[:g].add(-jnp.sum(mean_dz, axis=1))
-    value = jnp.sum(jnp.where(mask > 0, evidence - total, 0.0))
-    return Evaluation(value, gradient, hessian)
+    surplus = r - prior
+    blocks = [(surplus[i] * dz[:, i]) @ dz[:, i].T for i in range(len(z))]
+    own = layout.gate_rows()
+    to_gate = jnp.asarray(own.transpose(2, 1, 0).reshape(layout.n_gate, dz[:, :, 0].size))
+    gate_score, gate_mean = (
+        to_gate @ (w * dz).reshape(to_gate.shape[1], len(y)) for w in (r, prior)
+    )
+    score = jnp.concatenate([gate_score, *rows])
+    return _Terms(
+        jnp.sum(jnp.where(mask > 0, evidence - total, 0.0)),
+        jnp.sum(score, axis=1),
+        jnp.sum(gate_mean, axis=1),
+        jnp.stack(blocks) + d2z(surplus),
+        jnp.stack([dz[:, i] @ rows[i].T for i in range(len(z))]),
+        jnp.concatenate(bends) @ (design[first] * design[second]).T,
+        score @ score.T,
+        gate_mean @ gate_mean.T,
+    )
 
 
-def _finite_product(weight: Array, logits: Array) -> Array:
-    """weight · logits, an excluded expert (logit -inf, weight 0) counting as zero."""
-    return jnp.where(jnp.isfinite(logits), weight * logits, 0.0)
+def _logits(layout: Layout, gate: Array, x: Array) -> tuple[Array, Array, Callable[[Array], Array]]:
+    """Logits ``(k, m)``, their derivatives along the seeds ``(c, k, m)``, and a function.
+
+    The function gives, for weights ``(k, m)``, each expert's weighted sum of second derivatives,
+    ``(k, c, c)``.
+    """
+    seeds = jnp.asarray(layout.gate_seeds())
+
+    def logits(free: Array) -> Array:
+        parameters = layout.gate.from_coordinates(free, layout.n_experts, layout.n_covariates)
+        return layout.gate.logits(parameters, x)
+
+    def along(free: Array, seed: Array) -> Array:
+        return jax.jvp(logits, (free,), (seed,))[1]
+
+    def second(weights: Array) -> Array:
+        c = len(seeds)
+        if layout.gate.linear_in_coordinates:
+            return jnp.zeros((layout.n_experts, c, c))
+        pairs = np.triu_indices(c)
+        bend = jax.vmap(
+            lambda one, other: jax.jvp(lambda free: along(free, one), (gate,), (other,))[1]
+        )(seeds[pairs[0]], seeds[pairs[1]])
+        return _symmetric(jnp.sum(weights * bend, axis=-1).T, c)
+
+    return logits(gate), jax.vmap(lambda seed: along(gate, seed))(seeds), second
+
+
+def _symmetric(triangle: Array, size: int) -> Array:
+    """Symmetric matrices from their upper triangles, row by row: ``(..., s(s+1)/2)``."""
+    place = np.zeros((size, size), int)
+    place[np.triu_indices(size)] = np.arange(triangle.shape[-1])
+    return triangle[..., np.maximum(place, place.T)]
+
+
+def _assemble(layout: Layout, terms: _Terms) -> Evaluation:
+    """Put the sums over chunks into the order of the coordinates."""
+    k, d, g = layout.n_experts, layout.n_covariates, layout.n_gate
+    own = layout.gate_rows()
+    gate = jnp.einsum("ica,icd,idb->ab", own, terms.gate, own) + terms.gate_outer
+    across = jnp.einsum("ica,icq->aiq", own, terms.gate_expert).reshape(g, k * (d + 2))
+    line, cross, spread = (_symmetric(block, d + 1) for block in terms.expert.reshape(3, k, -1))
+    cross = cross[:, :, -1:]  # the design's last column is one
+    experts = jnp.block([[line, cross], [jnp.swapaxes(cross, 1, 2), spread[:, -1:, -1:]]])
+    whole = jnp.block([[gate, across], [across.T, jax.scipy.linalg.block_diag(*experts)]])
+    order = np.concatenate([np.arange(g), g + layout.expert_order()])
+    return Evaluation(
+        terms.value,
+        terms.score.at[:g].add(-terms.gate_mean)[order],
+        (whole - terms.outer)[np.ix_(order, order)],
+    )
