@@ -12,7 +12,9 @@ from bayesmoe.core.model import MoE  # noqa: E402
 from bayesmoe.core.priors import Prior  # noqa: E402
 from bayesmoe.diagnostics.alignment import align  # noqa: E402
 from bayesmoe.diagnostics.posterior import sample_posterior  # noqa: E402
-from bayesmoe.inference.point import Fit, Status, fit_map, fit_mle  # noqa: E402
+from bayesmoe.inference.em import EMFit, fit_em  # noqa: E402
+from bayesmoe.inference.outcome import Status  # noqa: E402
+from bayesmoe.inference.point import Fit, fit_map, fit_mle  # noqa: E402
 from bayesmoe.inference.uncertainty import StandardErrors, standard_errors  # noqa: E402
 from bayesmoe.models import GATES, moe  # noqa: E402
 from bayesmoe.study.scenario import Scenario, scenario  # noqa: E402
@@ -20,6 +22,7 @@ from bayesmoe.theory.voronoi import contraction_radius, voronoi, voronoi_loss  #
 
 __all__ = [
     "GATES",
+    "EMFit",
     "Fit",
     "MixingMeasure",
     "MoE",
@@ -29,6 +32,7 @@ __all__ = [
     "Status",
     "align",
     "contraction_radius",
+    "fit_em",
     "fit_map",
     "fit_mle",
     "moe",

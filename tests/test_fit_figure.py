@@ -27,7 +27,8 @@ from bayesmoe.core.measure import FIELDS, MixingMeasure
 from bayesmoe.core.model import make_model
 from bayesmoe.data.table import Table
 from bayesmoe.diagnostics.analysis import Analysis
-from bayesmoe.inference.point import Fit, Status
+from bayesmoe.inference.outcome import Status
+from bayesmoe.inference.point import Fit
 from bayesmoe.report._curves import MAX_DRAWS, posterior_curves
 from bayesmoe.report.figures import save
 from bayesmoe.report.fit_figure import fit_figure

@@ -16,7 +16,8 @@ from conftest import CASE
 from oracles import Floats, Oracle
 
 import bayesmoe as bm
-from bayesmoe.inference.point import Fit, Status, fit_map, fit_mle
+from bayesmoe.inference.outcome import Status
+from bayesmoe.inference.point import Fit, fit_map, fit_mle
 from bayesmoe.inference.starts import near_truth
 
 FLOOR = 1e-4

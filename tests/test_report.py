@@ -25,7 +25,7 @@ from matplotlib.lines import Line2D
 
 from bayesmoe.core.gate import PARAMETER_BLOCKS as BLOCKS
 from bayesmoe.diagnostics.mixing import PosteriorStatus
-from bayesmoe.inference.point import Status
+from bayesmoe.inference.outcome import Status
 from bayesmoe.report import figures as report
 from bayesmoe.report._answers import NEGLIGIBLE, headline
 from bayesmoe.report._layout import spread_out

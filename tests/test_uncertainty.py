@@ -16,7 +16,8 @@ from oracles import Floats, Oracle
 
 import bayesmoe as bm
 from bayesmoe.core.scaling import Scaling
-from bayesmoe.inference.point import Fit, Status, fit_map, fit_mle
+from bayesmoe.inference.outcome import Status
+from bayesmoe.inference.point import Fit, fit_map, fit_mle
 from bayesmoe.inference.uncertainty import StandardErrors, standard_errors
 
 # --- oracles ---

@@ -14,6 +14,7 @@ from bayesmoe.core.gate import Gate
 from bayesmoe.core.measure import MixingMeasure
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Scaling:
     """The affine maps x̃ = (x - x_shift)/x_scale and ỹ = (y - y_shift)/y_scale.

@@ -101,3 +101,9 @@ def _numeric(name: str, value: Any) -> Array:
             "remove or impute them first"
         )
     return jnp.asarray(array)
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Raise ValueError unless ``value`` is a number between 0 and 1, ends excluded."""
+    if not isinstance(value, int | float) or not 0 < value < 1:
+        raise ValueError(f"{name} must lie between 0 and 1; got {value!r}")

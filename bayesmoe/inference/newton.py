@@ -66,11 +66,25 @@ class Optimum(NamedTuple):
     n_iterations: Array
 
 
-class _State(NamedTuple):
+class State(NamedTuple):
+    """A run under way, over the negative objective.
+
+    Attributes
+    ----------
+    point, local
+        The iterate ``(p,)``, and value and derivatives there; the value is infinite if unknown.
+    radius
+        Of the trust region.
+    n_long, runaway
+        Long steps in a row since the gradient vanished, and whether they ended the run.
+    n_iterations, done
+        Evaluations used, and whether no further step is of use.
+    """
+
     point: Array
-    local: Evaluation  # of the negative objective; its value is infinite before the first one
+    local: Evaluation
     radius: Array
-    n_long: Array  # long steps in a row since the gradient vanished
+    n_long: Array
     runaway: Array
     n_iterations: Array
     done: Array
@@ -112,20 +126,25 @@ def maximise(
     def negative(point: Array) -> Evaluation:
         return Evaluation(*(-term for term in evaluate(point)))
 
-    def keep_going(state: _State) -> Array:
+    def keep_going(state: State) -> Array:
         return ~state.done & (state.n_iterations < MAX_ITERATIONS)
 
     point = jnp.maximum(start, lower)
     p = point.shape[0]
     # the start, too, is evaluated inside the loop: the evaluation is then compiled but once
     unknown = Evaluation(jnp.asarray(jnp.inf), jnp.zeros(p), jnp.eye(p))
+    first = begin(point, unknown)
+    last = jax.lax.while_loop(keep_going, lambda state: iterate(negative, lower, state), first)
+    return summarise(last, lower)
+
+
+def begin(point: Array, local: Evaluation) -> State:
+    """A run that has taken no step from a point; ``local`` is the negative objective there."""
     zero, no = jnp.asarray(0), jnp.asarray(False)
-    first = _State(point, unknown, jnp.ones(()), zero, no, zero, no)
-    last = jax.lax.while_loop(keep_going, lambda state: _iterate(negative, lower, state), first)
-    return _summarise(last, lower)
+    return State(point, local, jnp.ones(()), zero, no, zero, no)
 
 
-def _pressed(state: _State, lower: Array) -> Array:
+def _pressed(state: State, lower: Array) -> Array:
     """Coordinates at their bound which descent would push through it."""
     return (state.point <= lower) & (state.local.gradient > 0)
 
@@ -138,7 +157,8 @@ def _model(local: Evaluation, frozen: Array) -> _Model:
     return _Model(jnp.where(frozen, 0.0, local.gradient), *jnp.linalg.eigh(hessian))
 
 
-def _iterate(negative: Callable[[Array], Evaluation], lower: Array, state: _State) -> _State:
+def iterate(negative: Callable[[Array], Evaluation], lower: Array, state: State) -> State:
+    """One step for the negative objective, taken or refused, and the next radius."""
     # on an exactly flat ray every derivative is rounding; the place given there is kept
     inert = jnp.maximum(jnp.abs(state.local.gradient), jnp.abs(jnp.diag(state.local.hessian)))
     model = _model(state.local, _pressed(state, lower) | (inert < _INERT))
@@ -173,7 +193,7 @@ def _iterate(negative: Callable[[Array], Evaluation], lower: Array, state: _Stat
     )
 
 
-def _projected_norm(state: _State, lower: Array) -> Array:
+def _projected_norm(state: State, lower: Array) -> Array:
     return jnp.max(jnp.where(_pressed(state, lower), 0.0, jnp.abs(state.local.gradient)))
 
 
@@ -214,7 +234,8 @@ def _step(model: _Model, radius: Array) -> Array:
     return -model.eigenvectors @ (slope / (magnitude + shift))
 
 
-def _summarise(state: _State, lower: Array) -> Optimum:
+def summarise(state: State, lower: Array) -> Optimum:
+    """The evidence at a run's last iterate."""
     pressed = _pressed(state, lower)
     model = _model(state.local, pressed)
     least = model.eigenvalues[0] / jnp.max(jnp.abs(model.eigenvalues))

@@ -196,10 +196,9 @@ def _describe(
     step_size: Array,
 ) -> Draws:
     rows = np.unique(np.linspace(0, len(y) - 1, _N_ROWS).astype(int))
-    maps = tuple(vars(scaling).values())
     # indexed by NumPy: JAX would compile the indexing for every n
     watched = np.asarray(x)[rows], np.asarray(y)[rows]
-    measures, total, row_log_density = _restore(target, maps, data, *watched, chains.u)
+    measures, total, row_log_density = _restore(target, scaling, data, *watched, chains.u)
     return Draws(
         measures=measures,
         log_likelihood=total - len(y) * jnp.log(scaling.y_scale),
@@ -216,12 +215,12 @@ def _describe(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _restore(
-    target: Target, maps: tuple[Array, ...], data: Data, x: Array, y: Array, u: Array
+    target: Target, scaling: Scaling, data: Data, x: Array, y: Array, u: Array
 ) -> tuple[MixingMeasure, Array, Array]:
     """Measures on the scale of the data, log-likelihoods of the standardised data, and rows'."""
 
     def restore(one: Array) -> tuple[MixingMeasure, Array, Array]:
-        measure = Scaling(*maps).restore(target.measure(one))
+        measure = scaling.restore(target.measure(one))
         total = log_likelihood(target.layout, target.coordinates(one), data)
         return measure, total, log_density(target.layout.gate, measure, x, y)
 

@@ -12,80 +12,20 @@ Both over the set Θ of variances above a floor, without which the likelihood is
 from __future__ import annotations
 
 import dataclasses
-import enum
 from functools import partial
-from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from bayesmoe.core.likelihood import (
-    Data,
-    Evaluation,
-    Layout,
-    evaluate_log_likelihood,
-    make_data,
-)
+from bayesmoe.core.likelihood import Data, Evaluation, Layout, evaluate_log_likelihood
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE
 from bayesmoe.core.priors import Prior
-from bayesmoe.core.scaling import Scaling
-from bayesmoe.core.validate import as_key, check_estimable, check_observations, check_whole
 from bayesmoe.inference import newton
-from bayesmoe.inference.starts import starting_points
-
-#: variances are kept above this multiple of Var(y)
-VARIANCE_FLOOR = 1e-4
-N_STARTS = 12
-
-_EMPTY = 1e-2  # observations held by an expert that has lost its weight
-_SHARED = 1e-6  # the gate probability from which on an expert has a part in an observation
-
-
-class Status(enum.Enum):
-    """How a fit ended; the values are readable sentences."""
-
-    CONVERGED = "a maximum: zero gradient and no negative curvature"
-    AT_VARIANCE_FLOOR = "a maximum over the variances allowed: one rests on its floor"
-    SEPARATED = "a gate parameter runs away: the likelihood has no maximum there, it only flattens"
-    EMPTY_EXPERT = "an expert lost all its weight: fewer experts have the same likelihood"
-    NEGATIVE_CURVATURE = "stopped at a saddle point"
-    STALLED = "no step improves, yet the gradient is not zero: a jump, or the limit of precision"
-    STOPPED_EARLY = "the stopping rule was met, yet the gradient is not zero"
-    MAX_ITERATIONS = "iterations exhausted"
-    NON_FINITE = "the objective is not finite at the start"
-
-    @property
-    def converged(self) -> bool:
-        """Whether the estimate is a maximum over Θ."""
-        return self in (Status.CONVERGED, Status.AT_VARIANCE_FLOOR)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Starts:
-    """What became of every start; S of them, in the order tried.
-
-    Attributes
-    ----------
-    objective
-        Log-likelihood (MLE) or log posterior density (MAP) reached, shape ``(S,)``.
-    status
-        S statuses.
-    gradient_norm, least_curvature, n_iterations
-        Shape ``(S,)``.
-    measures
-        The measures reached, a batch of S.
-    """
-
-    objective: np.ndarray
-    status: tuple[Status, ...]
-    gradient_norm: np.ndarray
-    least_curvature: np.ndarray
-    n_iterations: np.ndarray
-    measures: MixingMeasure
+from bayesmoe.inference.outcome import Starts, Status, best_start, describe, judge, row
+from bayesmoe.inference.problem import N_STARTS, VARIANCE_FLOOR, Problem, prepare
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -156,7 +96,10 @@ def fit_mle(
     ValueError
         If the data or an argument cannot be used; nothing is computed then.
     """
-    return _fit(model, None, x, y, key, n_starts, starts, variance_floor)
+    problem = prepare(
+        model, x, y, key=key, n_starts=n_starts, starts=starts, variance_floor=variance_floor
+    )
+    return _fit(problem, None)
 
 
 def fit_map(
@@ -173,34 +116,15 @@ def fit_map(
 
     Under the flat prior it is the MLE.
     """
-    return _fit(model, model.prior, x, y, key, n_starts, starts, variance_floor)
+    problem = prepare(
+        model, x, y, key=key, n_starts=n_starts, starts=starts, variance_floor=variance_floor
+    )
+    return _fit(problem, model.prior)
 
 
-def _fit(
-    model: MoE,
-    prior: Prior | None,
-    x: ArrayLike,
-    y: ArrayLike,
-    key: Array | int,
-    n_starts: int,
-    starts: MixingMeasure | None,
-    variance_floor: float,
-) -> Fit:
-    covariates, response = check_observations(x, y)
-    layout = model.layout(covariates.shape[1])
-    check_estimable(covariates, response, layout.size)
-    n_starts = check_whole("n_starts", n_starts, least=0 if starts is not None else 1)
-    if not isinstance(variance_floor, int | float) or not 0 < variance_floor < 1:
-        raise ValueError(
-            "variance_floor, a multiple of Var(y), must lie between 0 and 1; "
-            f"got {variance_floor!r}"
-        )
-    scaling = Scaling.from_data(model.gate, covariates, response)
-    begin = starting_points(as_key(key), layout, scaling, covariates, response, n_starts, starts)
-    lower = jnp.full(layout.size, -jnp.inf).at[-model.n_experts :].set(np.log(variance_floor))
-    data = make_data(covariates, response, scaling)
-    optima = _maximise(layout, prior, data, begin, lower)
-    return _assemble(layout, prior, scaling, data, optima)
+def _fit(problem: Problem, prior: Prior | None) -> Fit:
+    optima = _maximise(problem.layout, prior, problem.data, problem.starts, problem.lower)
+    return _assemble(problem, prior, optima)
 
 
 def mean_objective(
@@ -229,104 +153,18 @@ def _maximise(
     return jax.lax.map(lambda start: newton.maximise(evaluate, start, lower), starts)
 
 
-class _GateState(NamedTuple):
-    """What became of a gate on the data, one entry per start."""
-
-    empty: Array  # some expert holds less than `_EMPTY` observations
-    separated: Array  # some experts that are active together share no observation
-
-
-@partial(jax.jit, static_argnums=(0, 1))
-def _describe(
-    layout: Layout, prior: Prior | None, data: Data, scaling: tuple[Array, ...], coordinates: Array
-) -> tuple[MixingMeasure, Array, _GateState]:
-    """Measures on the scale of the data, log priors and gates at coordinates ``(S, p)``."""
-
-    def one(point: Array) -> tuple[MixingMeasure, Array, _GateState]:
-        measure = layout.unpack(point)
-        log_prior = jnp.zeros(()) if prior is None else prior.log_density(layout.gate, measure)
-        return Scaling(*scaling).restore(measure), log_prior, _gate_state(layout, data, measure)
-
-    return jax.vmap(one)(coordinates)
-
-
-def _gate_state(layout: Layout, data: Data, measure: MixingMeasure) -> _GateState:
-    def add(index: Array, total: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        log_share = layout.gate.log_probabilities(measure.gate, data.gate_x[index])
-        log_share = jnp.where(data.mask[index] > 0, log_share, -jnp.inf)
-        lesser = jnp.minimum(log_share[:, None], log_share)
-        held, together, overlap = total
-        return (
-            held + jnp.sum(jnp.exp(log_share), axis=1),
-            together | jnp.any(lesser > -jnp.inf, axis=-1),
-            overlap | jnp.any(lesser > np.log(_SHARED), axis=-1),
-        )
-
-    k = layout.n_experts
-    none = jnp.zeros((k, k), bool)
-    held, together, overlap = jax.lax.fori_loop(0, data.n_chunks, add, (jnp.zeros(k), none, none))
-    return _GateState(
-        jnp.min(held) < _EMPTY, _n_components(overlap) > _n_components(together) + 0.5
-    )
-
-
-def _n_components(graph: Array) -> Array:
-    """The number of connected components of a graph given by its adjacency ``(k, k)``."""
-    k = graph.shape[0]
-    reach = graph | jnp.eye(k, dtype=bool)
-    for _ in range((k - 1).bit_length()):
-        reach = jnp.any(reach[:, :, None] & reach, axis=1)
-    return jnp.sum(1.0 / jnp.sum(reach, axis=1))
-
-
-def _status(optimum: newton.Optimum, gate: _GateState, proper: bool) -> Status:
-    """The status of one start; ``optimum`` and ``gate`` without batch axes."""
-    if not np.isfinite(optimum.value) or not np.isfinite(optimum.gradient_norm):
-        return Status.NON_FINITE
-    if optimum.gradient_norm > newton.GRADIENT_TOLERANCE:
-        exhausted = optimum.n_iterations >= newton.MAX_ITERATIONS
-        return Status.MAX_ITERATIONS if exhausted else Status.STALLED
-    if optimum.runaway or not proper:  # a proper prior has a maximum even where the gate is a step
-        if gate.empty:
-            return Status.EMPTY_EXPERT
-        if gate.separated or optimum.runaway:
-            return Status.SEPARATED
-    if not optimum.least_curvature >= -newton.CURVATURE_TOLERANCE:
-        return Status.NEGATIVE_CURVATURE
-    return Status.AT_VARIANCE_FLOOR if np.any(optimum.at_bound) else Status.CONVERGED
-
-
-def _row(batch: Any, index: int) -> Any:
-    return jax.tree.map(lambda leaf: leaf[index], batch)
-
-
-def _best(objective: np.ndarray, converged: np.ndarray) -> int:
-    """The first start within rounding of the highest objective, a converged one if there is any.
-
-    On a flat ray every start reaches the same likelihood; which comes out ahead must not be left
-    to rounding.
-    """
-    finite = np.where(np.isfinite(objective), objective, -np.inf)
-    highest = finite >= np.max(finite) - 1e-12 * (1 + abs(np.max(finite)))
-    return int(np.argmax(highest & converged if np.any(highest & converged) else highest))
-
-
-def _assemble(
-    layout: Layout, prior: Prior | None, scaling: Scaling, data: Data, optima: newton.Optimum
-) -> Fit:
-    arrays = tuple(vars(scaling).values())
-    measures, log_prior, gates = _describe(layout, prior, data, arrays, optima.coordinates)
+def _assemble(problem: Problem, prior: Prior | None, optima: newton.Optimum) -> Fit:
+    layout, scaling, data = problem.layout, problem.scaling, problem.data
+    measures, log_prior, gates = describe(layout, prior, data, scaling, optima.coordinates)
     optima, gates = jax.device_get((optima, gates))
     proper = prior is not None and prior.proper
-    statuses = tuple(
-        _status(_row(optima, i), _row(gates, i), proper) for i in range(len(optima.value))
-    )
+    statuses = tuple(judge(row(optima, i), row(gates, i), proper) for i in range(len(optima.value)))
     n = int(data.n_observations)
     # densities of y, and of the paper's parameters, per unit of the data as given
-    per_y = n * float(jnp.log(scaling.y_scale))
+    per_y = problem.log_unit
     per_parameter = float(scaling.log_volume(layout.n_experts)) if prior is not None else 0.0
     objective = np.asarray(n * optima.value - per_y - per_parameter)
-    best = _best(objective, np.array([status.converged for status in statuses]))
+    best = best_start(objective, np.array([status.converged for status in statuses]))
     starts = Starts(
         objective,
         statuses,

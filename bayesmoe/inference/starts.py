@@ -47,7 +47,7 @@ def starting_points(
     if given is not None:
         _check_starts(layout, given)
         batch = jax.tree.map(lambda leaf: leaf if given.batch_shape else leaf[None], given)
-        batches.append(_pack(layout, tuple(vars(scaling).values()), batch))
+        batches.append(_pack(layout, scaling, batch))
     if n_starts:
         found = agnostic(
             key,
@@ -58,13 +58,13 @@ def starting_points(
             n_starts,
             np.asarray((x - scaling.gate_shift) / scaling.gate_scale),
         )
-        batches.append(_pack(layout, tuple(vars(Scaling.identity(x.shape[1])).values()), found))
+        batches.append(_pack(layout, Scaling.identity(x.shape[1]), found))
     return jnp.concatenate(batches)
 
 
 @partial(jax.jit, static_argnums=0)
-def _pack(layout: Layout, scaling: tuple[Array, ...], batch: MixingMeasure) -> Array:
-    return jax.vmap(lambda one: layout.pack(Scaling(*scaling).standardise(one)))(batch)
+def _pack(layout: Layout, scaling: Scaling, batch: MixingMeasure) -> Array:
+    return jax.vmap(lambda one: layout.pack(scaling.standardise(one)))(batch)
 
 
 def _check_starts(layout: Layout, given: MixingMeasure) -> None:
@@ -270,7 +270,8 @@ def _with_promising_line(rng: np.random.Generator, rows: _Rows, lines: _Lines) -
     new = _least_squares(rows.moments[chosen].sum(axis=1), rows.x.shape[1])
     variance = np.concatenate([0.3 * lines.variance[groups], 0.03 * lines.variance[groups]])
     new = _Lines(np.tile(new.slope, (2, 1)), np.tile(new.intercept, 2), variance)
-    base = np.logaddexp.reduce(density + np.log(share)[:, None], axis=0)
+    with np.errstate(divide="ignore"):  # a group may have lost all its rows
+        base = np.logaddexp.reduce(density + np.log(share)[:, None], axis=0)
     ratio = np.exp(np.minimum(_log_normal(new, rows) - base, 14.0))
     gain = [np.log1p(w * (ratio - 1.0)).mean(axis=1) for w in (0.03, 0.2)]
     best = int(np.argmax(np.max(gain, axis=0)))

@@ -40,7 +40,8 @@ from bayesmoe.core.priors import Prior
 from bayesmoe.core.scaling import Scaling
 from bayesmoe.core.validate import check_observations
 from bayesmoe.inference.newton import GRADIENT_TOLERANCE
-from bayesmoe.inference.point import Fit, Status, mean_objective
+from bayesmoe.inference.outcome import Status
+from bayesmoe.inference.point import Fit, mean_objective
 
 #: Eigenvalues up to this of the information scaled to unit diagonal (the largest lies between 1
 #: and p) count as zero. An entry is a sum of n terms: rounding leaves about 2e-16 √n of it, 7e-13
@@ -109,8 +110,7 @@ def standard_errors(
     prior = None if np.isnan(fit.log_density) else model.prior
     scaling = Scaling.from_data(model.gate, covariates, response)
     data = make_data(covariates, response, scaling)
-    arrays = tuple(vars(scaling).values())
-    local = jax.device_get(_local(layout, prior, data, arrays, fit.measure))
+    local = jax.device_get(_local(layout, prior, data, scaling, fit.measure))
     held = _held(layout, fit)
     _check_stationary(local.mean, held, n)
     information = -n * local.mean.hessian[~held][:, ~held]
@@ -161,14 +161,13 @@ def _local(
     layout: Layout,
     prior: Prior | None,
     data: Data,
-    scaling: tuple[Array, ...],
+    scaling: Scaling,
     measure: MixingMeasure,
 ) -> _Local:
-    scale = Scaling(*scaling)
-    point = layout.pack(scale.standardise(measure))
+    point = layout.pack(scaling.standardise(measure))
 
     def paper(coordinates: Array) -> Array:
-        return ravel_pytree(scale.restore(layout.unpack(coordinates)))[0]
+        return ravel_pytree(scaling.restore(layout.unpack(coordinates)))[0]
 
     return _Local(point, mean_objective(layout, prior, data, point), jax.jacfwd(paper)(point))
 

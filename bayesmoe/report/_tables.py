@@ -12,7 +12,7 @@ import pandas as pd
 import xarray as xr
 
 from bayesmoe.diagnostics.mixing import PosteriorStatus
-from bayesmoe.inference.point import Status
+from bayesmoe.inference.outcome import Status
 from bayesmoe.report import _study
 from bayesmoe.report.style import (
     ESTIMATOR_LABELS,

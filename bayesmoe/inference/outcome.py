@@ -1,0 +1,145 @@
+"""How a start ended, and by what evidence: common to all point estimators."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from bayesmoe.core.likelihood import Data, Layout
+from bayesmoe.core.measure import MixingMeasure
+from bayesmoe.core.priors import Prior
+from bayesmoe.core.scaling import Scaling
+from bayesmoe.inference import newton
+
+_EMPTY = 1e-2  # observations held by an expert that has lost its weight
+_SHARED = 1e-6  # the gate probability from which on an expert has a part in an observation
+
+
+class Status(enum.Enum):
+    """How a fit ended; the values are readable sentences."""
+
+    CONVERGED = "a maximum: zero gradient and no negative curvature"
+    AT_VARIANCE_FLOOR = "a maximum over the variances allowed: one rests on its floor"
+    SEPARATED = "a gate parameter runs away: the likelihood has no maximum there, it only flattens"
+    EMPTY_EXPERT = "an expert lost all its weight: fewer experts have the same likelihood"
+    NEGATIVE_CURVATURE = "stopped at a saddle point"
+    STALLED = "no step improves, yet the gradient is not zero: a jump, or the limit of precision"
+    STOPPED_EARLY = "the stopping rule was met, yet the gradient is not zero"
+    MAX_ITERATIONS = "iterations exhausted"
+    NON_FINITE = "the objective is not finite at the start"
+
+    @property
+    def converged(self) -> bool:
+        """Whether the estimate is a maximum over Θ."""
+        return self in (Status.CONVERGED, Status.AT_VARIANCE_FLOOR)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Starts:
+    """What became of every start; S of them, in the order tried.
+
+    Attributes
+    ----------
+    objective
+        Log-likelihood (MLE) or log posterior density (MAP) reached, shape ``(S,)``.
+    status
+        S statuses.
+    gradient_norm, least_curvature, n_iterations
+        Shape ``(S,)``.
+    measures
+        The measures reached, a batch of S.
+    """
+
+    objective: np.ndarray
+    status: tuple[Status, ...]
+    gradient_norm: np.ndarray
+    least_curvature: np.ndarray
+    n_iterations: np.ndarray
+    measures: MixingMeasure
+
+
+class GateState(NamedTuple):
+    """What became of a gate on the data, one entry per start."""
+
+    empty: Array  # some expert holds less than `_EMPTY` observations
+    separated: Array  # some experts that are active together share no observation
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def describe(
+    layout: Layout, prior: Prior | None, data: Data, scaling: Scaling, coordinates: Array
+) -> tuple[MixingMeasure, Array, GateState]:
+    """Measures on the scale of the data, log priors and gates at coordinates ``(S, p)``."""
+
+    def one(point: Array) -> tuple[MixingMeasure, Array, GateState]:
+        measure = layout.unpack(point)
+        log_prior = jnp.zeros(()) if prior is None else prior.log_density(layout.gate, measure)
+        return scaling.restore(measure), log_prior, _gate_state(layout, data, measure)
+
+    return jax.vmap(one)(coordinates)
+
+
+def _gate_state(layout: Layout, data: Data, measure: MixingMeasure) -> GateState:
+    def add(index: Array, total: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        log_share = layout.gate.log_probabilities(measure.gate, data.gate_x[index])
+        log_share = jnp.where(data.mask[index] > 0, log_share, -jnp.inf)
+        lesser = jnp.minimum(log_share[:, None], log_share)
+        held, together, overlap = total
+        return (
+            held + jnp.sum(jnp.exp(log_share), axis=1),
+            together | jnp.any(lesser > -jnp.inf, axis=-1),
+            overlap | jnp.any(lesser > np.log(_SHARED), axis=-1),
+        )
+
+    k = layout.n_experts
+    none = jnp.zeros((k, k), bool)
+    held, together, overlap = jax.lax.fori_loop(0, data.n_chunks, add, (jnp.zeros(k), none, none))
+    return GateState(jnp.min(held) < _EMPTY, _n_components(overlap) > _n_components(together) + 0.5)
+
+
+def _n_components(graph: Array) -> Array:
+    """The number of connected components of a graph given by its adjacency ``(k, k)``."""
+    k = graph.shape[0]
+    reach = graph | jnp.eye(k, dtype=bool)
+    for _ in range((k - 1).bit_length()):
+        reach = jnp.any(reach[:, :, None] & reach, axis=1)
+    return jnp.sum(1.0 / jnp.sum(reach, axis=1))
+
+
+def judge(optimum: newton.Optimum, gate: GateState, proper: bool) -> Status:
+    """The status of one start; ``optimum`` and ``gate`` without batch axes."""
+    if not np.isfinite(optimum.value) or not np.isfinite(optimum.gradient_norm):
+        return Status.NON_FINITE
+    if optimum.gradient_norm > newton.GRADIENT_TOLERANCE:
+        exhausted = optimum.n_iterations >= newton.MAX_ITERATIONS
+        return Status.MAX_ITERATIONS if exhausted else Status.STALLED
+    if optimum.runaway or not proper:  # a proper prior has a maximum even where the gate is a step
+        if gate.empty:
+            return Status.EMPTY_EXPERT
+        if gate.separated or optimum.runaway:
+            return Status.SEPARATED
+    if not optimum.least_curvature >= -newton.CURVATURE_TOLERANCE:
+        return Status.NEGATIVE_CURVATURE
+    return Status.AT_VARIANCE_FLOOR if np.any(optimum.at_bound) else Status.CONVERGED
+
+
+def row(batch: Any, index: int) -> Any:
+    return jax.tree.map(lambda leaf: leaf[index], batch)
+
+
+def best_start(objective: np.ndarray, converged: np.ndarray) -> int:
+    """The first start within rounding of the highest objective, a converged one if there is any.
+
+    On a flat ray every start reaches the same likelihood; which comes out ahead must not be left
+    to rounding.
+    """
+    finite = np.where(np.isfinite(objective), objective, -np.inf)
+    highest = finite >= np.max(finite) - 1e-12 * (1 + abs(np.max(finite)))
+    return int(np.argmax(highest & converged if np.any(highest & converged) else highest))

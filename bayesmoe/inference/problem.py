@@ -1,0 +1,80 @@
+"""What every point estimator starts from: checked, standardised data, Θ and starting points."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from bayesmoe.core.likelihood import Data, Layout, make_data
+from bayesmoe.core.measure import MixingMeasure
+from bayesmoe.core.model import MoE
+from bayesmoe.core.scaling import Scaling
+from bayesmoe.core.validate import (
+    as_key,
+    check_estimable,
+    check_fraction,
+    check_observations,
+    check_whole,
+)
+from bayesmoe.inference.starts import starting_points
+
+#: variances are kept above this multiple of Var(y)
+VARIANCE_FLOOR = 1e-4
+N_STARTS = 12
+
+
+class Problem(NamedTuple):
+    """An objective's data and domain, in identifiable coordinates of standardised data.
+
+    Attributes
+    ----------
+    layout, scaling, data
+        The coordinates, and the data that they are coordinates for.
+    starts
+        Starting points, shape ``(S, p)``.
+    lower
+        Lower bounds of the coordinates (-inf for none), shape ``(p,)``.
+    """
+
+    layout: Layout
+    scaling: Scaling
+    data: Data
+    starts: Array
+    lower: Array
+
+    @property
+    def log_unit(self) -> float:
+        """The log-likelihood of standardised data less that of the data as given."""
+        return int(self.data.n_observations) * float(jnp.log(self.scaling.y_scale))
+
+
+def prepare(
+    model: MoE,
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    key: Array | int,
+    n_starts: int,
+    starts: MixingMeasure | None,
+    variance_floor: float,
+) -> Problem:
+    """Check the arguments of an estimator and find its starting points; see `fit_mle`.
+
+    Raises
+    ------
+    ValueError
+        If the data or an argument cannot be used; nothing is computed then.
+    """
+    covariates, response = check_observations(x, y)
+    layout = model.layout(covariates.shape[1])
+    check_estimable(covariates, response, layout.size)
+    n_starts = check_whole("n_starts", n_starts, least=0 if starts is not None else 1)
+    check_fraction("variance_floor, a multiple of Var(y),", variance_floor)
+    scaling = Scaling.from_data(model.gate, covariates, response)
+    begin = starting_points(as_key(key), layout, scaling, covariates, response, n_starts, starts)
+    lower = jnp.full(layout.size, -jnp.inf).at[-model.n_experts :].set(np.log(variance_floor))
+    return Problem(layout, scaling, make_data(covariates, response, scaling), begin, lower)
