@@ -12,6 +12,7 @@ from bayesmoe.core.model import MoE  # noqa: E402
 from bayesmoe.core.priors import Prior  # noqa: E402
 from bayesmoe.diagnostics.alignment import align  # noqa: E402
 from bayesmoe.diagnostics.posterior import sample_posterior  # noqa: E402
+from bayesmoe.diagnostics.predictive import sample_predictive  # noqa: E402
 from bayesmoe.inference.em import EMFit, fit_em  # noqa: E402
 from bayesmoe.inference.outcome import Status  # noqa: E402
 from bayesmoe.inference.point import Fit, fit_map, fit_mle  # noqa: E402
@@ -37,6 +38,7 @@ __all__ = [
     "fit_mle",
     "moe",
     "sample_posterior",
+    "sample_predictive",
     "scenario",
     "standard_errors",
     "voronoi",

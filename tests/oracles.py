@@ -43,6 +43,9 @@ class Oracle:
     case: GateCase
     k: int
     d: int
+    # the experts' priors are on standardised x; a gate with an activation sees x uncentred
+    x_shift: Floats | float = 0.0
+    x_scale: Floats | float = 1.0
 
     def blocks(self, theta: Floats) -> tuple[Floats, ...]:
         """β1 and β0 with the reference, τ, a, b, ν."""
@@ -80,8 +83,9 @@ class Oracle:
         return float((above - below).sum())
 
     def log_weak_prior(self, theta: Floats) -> float:
-        """For data of mean zero and standard deviation one."""
+        """For y of mean zero and standard deviation one, up to a constant."""
         beta1, beta0, tau, a, b, nu = self.blocks(theta)
+        b, a = b + (a * self.x_shift).sum(1), a * self.x_scale
         normal, lognormal = log_normal, log_lognormal
         beta0, location, scale = beta0[:-1], 0.0, 0.5
         total = 0.0

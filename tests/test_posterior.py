@@ -129,7 +129,7 @@ def test_posterior_moments_agree_with_importance_sampling(
     name: str, label: str, k: int, n: int
 ) -> None:
     x, y = sample(name, label, n)
-    oracle = Oracle(CASE[label], k, 1)
+    oracle = Oracle(CASE[label], k, 1, x.mean(0), x.std(0))
     reference = bm.fit_map(model(label, k), x, y).measure
     mean, sd, error = reference_moments(oracle, x, y, oracle.theta(reference))
     tree = posterior(name, label, k, n, n_chains=4, n_draws=1000)

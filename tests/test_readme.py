@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
+import matplotlib as mpl
 import pytest
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
@@ -15,11 +17,14 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_the_ten_lines_run(capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = blocks("python")
-    exec(code, {})
+def test_the_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    mpl.use("Agg")
+    names: dict[str, Any] = {}
+    for code in blocks("python"):  # one session: later blocks use the names of earlier ones
+        exec(code, names)
     printed = capsys.readouterr().out
     assert "a maximum" in printed
+    assert "elpd_loo" in printed
 
 
 def test_the_plan_is_one() -> None:

@@ -26,7 +26,8 @@ from bayesmoe.inference.point import Fit
 
 LIBRARIES = ("jax", "jaxlib", "numpyro", "arviz-base", "arviz-stats", "numpy", "xarray")
 
-_DIMS = {
+#: the dimensions of parameters and data, by name, after chain and draw
+DIMS = {
     "gate_slope": ["expert", "covariate"],
     "gate_intercept": ["expert"],
     "slope": ["expert", "covariate"],
@@ -116,7 +117,7 @@ def sample_posterior(
             "observed_data": {"y": np.asarray(response)},
             "constant_data": {"x": np.asarray(covariates)},
         },
-        dims=_DIMS,
+        dims=DIMS,
         coords={
             "expert": np.arange(model.n_experts),
             "covariate": names or np.arange(covariates.shape[1]),
@@ -136,12 +137,18 @@ def _pointwise(gate: Gate, measures: MixingMeasure, x: Array, y: Array) -> Array
     return jax.lax.map(lambda chain: jax.lax.map(one, chain), measures)
 
 
-def _settings(model: MoE) -> dict[str, Any]:
+def describe_model(model: MoE) -> dict[str, str]:
     """What was sampled, in attributes that netCDF can hold."""
     return {
         "gate": model.gate.name,
         "gate_label": model.gate.label,
         "prior": model.prior_name,
+    }
+
+
+def _settings(model: MoE) -> dict[str, Any]:
+    return {
+        **describe_model(model),
         "inference_library": "numpyro",
         "bayesmoe_version": version("bayesmoe"),
         "versions": json.dumps(library_versions()),
