@@ -76,6 +76,7 @@ def test_no_iteration_lowers_the_likelihood(case: GateCase) -> None:
         assert fit.path[-1] - fit.path[0] > 1.0
 
 
+@pytest.mark.slow
 def test_nor_under_a_gate_of_ones_own() -> None:
     rng = np.random.default_rng(5)
     x, y = rng.normal([2.0, -1.0], [0.5, 3.0], size=(60, 2)), rng.normal(10.0, 4.0, size=60)
@@ -159,6 +160,7 @@ def test_one_iteration_is_that_of_a_plain_implementation(label: str, k: int, d: 
         np.testing.assert_allclose(getattr(fit.measure, name), value, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", ["softmax", "dense_to_sparse"])
 def test_one_expert_is_least_squares_after_one_iteration(label: str) -> None:
     x, y = mixture_data(CASE["softmax"], 3, 2)
@@ -176,6 +178,7 @@ def test_one_expert_is_least_squares_after_one_iteration(label: str) -> None:
 # --- where it stops ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", ["softmax", "sigmoid"])
 def test_in_the_limit_it_is_the_mle(label: str) -> None:
     x, y = sample(label)
@@ -256,6 +259,7 @@ def test_no_variance_falls_below_its_floor(label: str) -> None:
     np.testing.assert_allclose(fit.log_likelihood, mle.log_likelihood, rtol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", ["softmax", "top_k_sparse", "sigmoid"])
 def test_an_expert_without_responsibility_is_left_as_it_is(label: str) -> None:
     """Its density at every observation is exp(-10⁸) or less: zero in any arithmetic."""
@@ -292,6 +296,7 @@ def test_rows_that_do_not_vary_leave_a_line_in_part_as_it_is() -> None:
     assert fit.status is Status.SEPARATED
 
 
+@pytest.mark.slow
 def test_a_small_gradient_far_from_the_maximum_is_no_convergence() -> None:
     """One x at 10⁶: in units in which x has a variance of one, every other row is at one place."""
     rng = np.random.default_rng(0)

@@ -170,6 +170,7 @@ def segment(x: Floats, y: Floats) -> tuple[float, Floats]:
     return evidence, np.append(weights @ np.asarray(lines), weights @ log_nu)
 
 
+@pytest.mark.slow
 def test_a_threshold_agrees_with_enumeration() -> None:
     """Top-1 of two splits the line at -β0/β1, a standard Cauchy variate: n + 1 cases in all.
 

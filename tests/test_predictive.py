@@ -7,6 +7,7 @@ import functools
 import arviz_plots
 import arviz_stats
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import scipy.stats
@@ -53,7 +54,7 @@ def measures(tree: DataTree, group: str) -> list[bm.MixingMeasure]:
             for i in range(stacked.sizes["sample"])]  # fmt: skip
 
 
-LABELS = ["dense_to_sparse", "sigmoid"]
+LABELS = ["dense_to_sparse", pytest.param("sigmoid", marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("label", LABELS)
@@ -97,22 +98,22 @@ def test_predictions_follow_the_mixture_of_their_draw(label: str, group: str) ->
     assert scipy.stats.pearsonr(u[:, :-1].ravel(), u[:, 1:].ravel()).pvalue > 1e-3
 
 
-def test_prior_draws_follow_the_prior() -> None:
-    """Ten Kolmogorov-Smirnov tests, each erring once in 10 000."""
-    for label in LABELS:
-        group = {field: extended(label)["prior"][field].values[0] for field in FIELDS}
-        tau, spread = group["temperature"], CASE[label].gate().spread
-        tempered = 1.0 if label == "dense_to_sparse" else tau
-        centre, width = (1.0, 0.5) if label == "dense_to_sparse" else (spread / 3, 1.0)
-        laws = [
-            (group["gate_slope"][:, 0, 0], scipy.stats.norm(0, 3)),
-            (group["gate_intercept"][:, 0] / tempered, scipy.stats.norm(0, 3)),
-            (tau, scipy.stats.lognorm(width, scale=centre)),
-            (group["slope"][:, 1, 0], scipy.stats.norm(0, 2)),
-            (group["variance"][:, 0], scipy.stats.lognorm(1.5, scale=0.1)),
-        ]
-        for draws, law in laws:
-            assert scipy.stats.kstest(draws, law.cdf).pvalue > 1e-4
+@pytest.mark.parametrize("label", LABELS)
+def test_prior_draws_follow_the_prior(label: str) -> None:
+    """Five Kolmogorov-Smirnov tests, each erring once in 10 000."""
+    group = {field: extended(label)["prior"][field].values[0] for field in FIELDS}
+    tau, spread = group["temperature"], CASE[label].gate().spread
+    tempered = 1.0 if label == "dense_to_sparse" else tau
+    centre, width = (1.0, 0.5) if label == "dense_to_sparse" else (spread / 3, 1.0)
+    laws = [
+        (group["gate_slope"][:, 0, 0], scipy.stats.norm(0, 3)),
+        (group["gate_intercept"][:, 0] / tempered, scipy.stats.norm(0, 3)),
+        (tau, scipy.stats.lognorm(width, scale=centre)),
+        (group["slope"][:, 1, 0], scipy.stats.norm(0, 2)),
+        (group["variance"][:, 0], scipy.stats.lognorm(1.5, scale=0.1)),
+    ]
+    for draws, law in laws:
+        assert scipy.stats.kstest(draws, law.cdf).pvalue > 1e-4
 
 
 def test_the_posterior_is_kept_and_names_are_shared() -> None:
@@ -139,6 +140,7 @@ def test_power_scaling_finds_the_ray() -> None:
     assert experts.max() < 0.25 * sensitivity["temperature"]
 
 
+@pytest.mark.slow
 def test_arvizs_plots_take_the_tree_as_it_is() -> None:
     mpl.use("Agg")
     tree = extended("sigmoid")
@@ -148,6 +150,7 @@ def test_arvizs_plots_take_the_tree_as_it_is() -> None:
                  arviz_plots.plot_trace_dist, arviz_plots.plot_rank):  # fmt: skip
         plot(tree, var_names=["temperature"])
     arviz_plots.plot_energy(tree)
+    plt.close("all")
 
 
 def test_trees_of_other_models_are_refused() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import pytest
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
@@ -22,6 +23,7 @@ def test_the_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {}
     for code in blocks("python"):  # one session: later blocks use the names of earlier ones
         exec(code, names)
+    plt.close("all")
     printed = capsys.readouterr().out
     assert "a maximum" in printed
     assert "elpd_loo" in printed

@@ -118,6 +118,7 @@ def test_the_errors_are_those_of_numpys_information(label: str, name: str, d: in
     assert (got.measure.temperature == 0) == (label == "softmax")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", ["softmax", "dense_to_sparse", "sigmoid"])
 def test_the_errors_of_a_map_include_its_prior(label: str) -> None:
     x, y = standard_sample("weak", label)
@@ -225,6 +226,7 @@ def test_on_the_ray_of_dense_to_sparse() -> None:
     np.testing.assert_allclose(got.covariance[2], 0.0, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", ["relu", "identity"])
 def test_on_the_ray_of_a_homogeneous_activation(label: str) -> None:
     x, y = sample("lambda", label)
@@ -250,6 +252,7 @@ def test_on_the_ray_of_a_homogeneous_activation(label: str) -> None:
     np.testing.assert_allclose(got.undetermined @ got.undetermined.T, 1.0, rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("label", "name"), [("relu", "weak"), ("identity", "plane"), ("dense_to_sparse", "weak")]
 )
@@ -269,6 +272,7 @@ def test_an_estimate_beside_the_optimum_does_not_determine_the_ray(label: str, n
         np.testing.assert_allclose(experts(got.measure), want, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", ["relu", "sigmoid", "dense_to_sparse"])
 def test_the_covariance_is_a_pseudo_inverse(label: str) -> None:
     """Of NumPy's information in identifiable coordinates of standardised data, ray included."""
@@ -402,6 +406,7 @@ def test_the_sandwich_is_that_of_numpys_scores() -> None:
     assert np.max(np.abs(plain / want - 1)) > 0.05
 
 
+@pytest.mark.slow
 def test_the_sandwich_of_one_expert_is_whites() -> None:
     """HC0, where the variance grows with x; and Var of Σ(e² - ν)/n for ν."""
     rng = np.random.default_rng(0)
@@ -425,6 +430,7 @@ def test_the_sandwich_of_one_expert_is_whites() -> None:
     np.testing.assert_allclose(ratio, np.sqrt(11 / 7), atol=0.16)
 
 
+@pytest.mark.slow
 def test_the_sandwich_of_the_right_model_is_the_information() -> None:
     """At n = 100 000 the ratios are 1 within about 4 of their standard deviations.
 
@@ -534,6 +540,7 @@ def test_under_the_flat_prior_the_errors_are_those_of_the_mle() -> None:
     np.testing.assert_allclose(experts(got), experts(want), rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_one_program_serves_all_sample_sizes() -> None:
     x, y = sample("weak", "softmax")
     start = mle("weak", "softmax").measure

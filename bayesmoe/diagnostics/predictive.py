@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import arviz_base
 import jax
@@ -68,13 +69,12 @@ def sample_predictive(
         "prior": {field: getattr(prior, field) for field in FIELDS},
         "prior_predictive": {"y": _simulate(model.gate, prior, x, response_key)},
     }
-    coords = {name: group[name] for name in ("expert", "covariate")}
+    coords: dict[str, Any] = {name: group[name] for name in ("expert", "covariate")}
     coords["obs"] = tree["observed_data"]["obs"]
     added = arviz_base.from_dict(groups, dims=DIMS, coords=coords)
     density = arviz_base.from_dict({"log_prior": _log_prior(model, scaling, x, y, posterior)})
     whole = tree.copy()
-    for name, child in {**added.children, **density.children}.items():
-        whole[name] = child
+    whole.update({**added.children, **density.children})
     return whole
 
 

@@ -58,6 +58,7 @@ STATUS_LABELS = {
     "empty_expert": "an expert lost all weight",
     "negative_curvature": "at a saddle point",
     "stalled": "stalled",
+    "stopped_early": "stopped early",
     "max_iterations": "out of iterations",
     "non_finite": "objective not finite",
     "not_mixed": "chains not mixed",
