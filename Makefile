@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= results/quick
 
-.PHONY: study test test-fast lint format types check clean
+.PHONY: study test test-fast bench lint format types check clean
 
 study: $(VENV)/.study
 	$(BIN)/bayesmoe study run quick --out $(OUT)
@@ -14,6 +14,12 @@ test: $(VENV)/.test
 
 test-fast: $(VENV)/.test
 	$(BIN)/python -m pytest -m "not slow"
+
+# peers get an environment of their own: what they bring along must not take part in the tests
+# R's flexmix takes part where R has it: on Debian, apt-get install r-base-core r-cran-flexmix
+bench:
+	$(MAKE) VENV=.venv-bench .venv-bench/.bench
+	.venv-bench/bin/python -m benchmarks $(BENCH)
 
 check: lint types
 
@@ -46,5 +52,9 @@ $(VENV)/.test: pyproject.toml constraints.txt $(VENV)/.created
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[test]"
 	touch $@
 
+$(VENV)/.bench: pyproject.toml constraints.txt $(VENV)/.created
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[bench]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist .cache *.egg-info
+	rm -rf $(VENV) .venv-bench build dist .cache *.egg-info

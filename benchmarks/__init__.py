@@ -1,0 +1,1 @@
+"""Run times beside those of other software, as ratios: ``python -m benchmarks [name ...]``."""
