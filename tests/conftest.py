@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from hypothesis import settings
 import bayesmoe as bm
 from bayesmoe.core.gate import Gate
 from bayesmoe.models import make_gate
+from bayesmoe.study.programs import bound_compiled_programs
 
 jax.config.update(
     "jax_compilation_cache_dir", str(Path(__file__).resolve().parents[1] / ".cache" / "jax")
@@ -160,6 +161,13 @@ def case(request: pytest.FixtureRequest) -> GateCase:
 def gate_case(request: pytest.FixtureRequest) -> GateCase:
     """Every gate of `bayesmoe.GATES` once, for what no activation changes."""
     return request.param
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_programs_are_bounded() -> Iterator[None]:
+    """All tests compile more programs than one process may hold."""
+    yield
+    bound_compiled_programs()
 
 
 @pytest.fixture

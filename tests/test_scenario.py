@@ -56,6 +56,15 @@ def test_a_seed_and_its_key_give_the_same_data() -> None:
     assert not np.array_equal(truth.simulate(4, 3000)[0], by_int[0])
 
 
+def test_a_key_has_one_stream_of_pairs() -> None:
+    """Whatever n: both sides of a change of the length that is compiled."""
+    truth = bm.scenario("lambda")
+    x, y = truth.simulate(3, 3000)
+    for n in (1, 1024, 1025):
+        np.testing.assert_array_equal(truth.simulate(3, n)[0], x[:n])
+        np.testing.assert_allclose(truth.simulate(3, n)[1], y[:n], rtol=0, atol=1e-13)
+
+
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_quadrature_points_have_the_moments_of_the_uniform_law(name: str) -> None:
     points = np.asarray(bm.scenario(name).quadrature_x)

@@ -44,6 +44,7 @@ class Scaling:
         A gate that is not linear in x is scaled by the root mean square of x instead, and one
         that is not `Gate.rescalable` not at all. Both may be traced.
         """
+        x, y = _as_known(x), None if y is None else _as_known(y)
         x_shift, x_scale = _moments(x)
         y_shift, y_scale = (jnp.zeros(()), jnp.ones(())) if y is None else _moments(y)
         gate_shift, gate_scale = jnp.zeros_like(x_shift), jnp.ones_like(x_scale)
@@ -116,5 +117,9 @@ def _unit(values: Array | np.ndarray) -> Any:
 
 
 def _namespace(values: Array | np.ndarray) -> Any:
-    """NumPy for known values, since JAX would compile anew for every n; else jax.numpy."""
-    return jnp if isinstance(values, jax.core.Tracer) else np
+    return np if isinstance(values, np.ndarray) else jnp
+
+
+def _as_known(values: Array | np.ndarray) -> Array | np.ndarray:
+    """Known values as NumPy's, since JAX would compile anew for every n; traced ones unchanged."""
+    return values if isinstance(values, jax.core.Tracer) else np.asarray(values)

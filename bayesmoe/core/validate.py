@@ -100,7 +100,7 @@ def _numeric(name: str, value: Any) -> Array:
             f"{name} has {len(bad)} values that are NaN or infinite, the first at {where}; "
             "remove or impute them first"
         )
-    return jnp.asarray(array)
+    return jax.device_put(array)  # jnp.asarray would compile anew for every shape
 
 
 def check_fraction(name: str, value: float) -> None:

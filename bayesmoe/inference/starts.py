@@ -49,14 +49,16 @@ def starting_points(
         batch = jax.tree.map(lambda leaf: leaf if given.batch_shape else leaf[None], given)
         batches.append(_pack(layout, scaling, batch))
     if n_starts:
+        known: Scaling = jax.tree.map(np.asarray, scaling)  # JAX would compile anew for every n
+        covariates, response = np.asarray(x), np.asarray(y)
         found = agnostic(
             key,
             layout.gate,
             layout.n_experts,
-            np.asarray((x - scaling.x_shift) / scaling.x_scale),
-            np.asarray((y - scaling.y_shift) / scaling.y_scale),
+            (covariates - known.x_shift) / known.x_scale,
+            (response - known.y_shift) / known.y_scale,
             n_starts,
-            np.asarray((x - scaling.gate_shift) / scaling.gate_scale),
+            (covariates - known.gate_shift) / known.gate_scale,
         )
         batches.append(_pack(layout, Scaling.identity(x.shape[1]), found))
     return jnp.concatenate(batches)

@@ -15,6 +15,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 
 from bayesmoe.study.cell import compute_cell
 from bayesmoe.study.plan import Cell, Plan
+from bayesmoe.study.programs import bound_compiled_programs
 from bayesmoe.study.results import cells_missing
 from bayesmoe.study.store import Store
 
@@ -103,6 +104,7 @@ def run_study(
 def _compute(plan: Plan, store: Store, cell: Cell) -> None:
     try:
         store.write(cell.name, compute_cell(plan, cell))
+        bound_compiled_programs()
     except Exception as error:
         raise CellError(
             f"the cell {cell} failed: {error}; finished cells are kept, and repeating the command "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,8 @@ from bayesmoe.core.gate import Gate
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.validate import as_key, check_whole
 from bayesmoe.models import make_gate
+
+_SHORTEST = 1024  # pairs simulated at least
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,7 +51,7 @@ class Scenario:
         return jnp.asarray(np.outer(np.arange(m) + 0.5, step) % 1.0)
 
     def simulate(self, key: Array | int, n: int) -> tuple[Array, Array]:
-        """n independent pairs: x ``(n, d)`` and y ``(n,)``.
+        """n independent pairs: x ``(n, d)`` and y ``(n,)``, the first n of one stream per key.
 
         Parameters
         ----------
@@ -62,10 +65,18 @@ class Scenario:
         ValueError
             If ``key`` or ``n`` is not valid.
         """
-        x_key, y_key = jax.random.split(as_key(key))
-        n = check_whole("n", n, least=1)
-        x = jax.random.uniform(x_key, (n, self.measure.n_covariates))
-        return x, conditional_density(self.gate, self.measure, x).sample(y_key)
+        key, n = as_key(key), check_whole("n", n, least=1)
+        # a stream of at least n pairs, cut by NumPy: JAX would compile anew for every n
+        length = max(_SHORTEST, 1 << (n - 1).bit_length())
+        x, y = _simulate(self.gate, length, self.measure, key)
+        return jax.device_put(np.asarray(x)[:n]), jax.device_put(np.asarray(y)[:n])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _simulate(gate: Gate, n: int, measure: MixingMeasure, key: Array) -> tuple[Array, Array]:
+    x_key, y_key = jax.random.split(key)
+    x = jax.random.uniform(x_key, (n, measure.n_covariates))
+    return x, conditional_density(gate, measure, x).sample(y_key)
 
 
 def _plastic(d: int) -> float:

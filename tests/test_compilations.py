@@ -1,0 +1,33 @@
+"""Programs are compiled once for each model and capacity of storage, not for every data set."""
+
+from __future__ import annotations
+
+import logging
+
+import jax
+import pytest
+
+import bayesmoe as bm
+from bayesmoe.inference.nuts import sample_chains
+
+
+def _whole_way(truth: bm.Scenario, seed: int, n: int) -> None:
+    """What a cell of a study computes."""
+    x, y = truth.simulate(seed, n)
+    model = bm.moe(truth.gate, 2)
+    mle = bm.fit_mle(model, x, y, key=seed, n_starts=3)
+    map_ = bm.fit_map(model, x, y, key=seed, n_starts=2, starts=mle.measure)
+    draws = sample_chains(model, x, y, key=seed, start=map_, n_warmup=40, n_draws=10)
+    bm.voronoi_loss(draws.measures, truth).block_until_ready()
+
+
+@pytest.mark.slow
+def test_another_seed_and_sample_size_compile_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    truth = bm.scenario("weak")
+    with caplog.at_level(logging.DEBUG, logger="jax"), jax.log_compiles():
+        _whole_way(truth, 0, 150)
+        assert any("Compiling" in record.getMessage() for record in caplog.records)
+        caplog.clear()
+        _whole_way(truth, 1, 190)
+    messages = [record.getMessage() for record in caplog.records]
+    assert [text for text in messages if "Compiling" in text or "XLA comp" in text] == []
