@@ -11,7 +11,7 @@ from bayesmoe.core.measure import MixingMeasure  # noqa: E402
 from bayesmoe.core.model import MoE  # noqa: E402
 from bayesmoe.core.priors import Prior  # noqa: E402
 from bayesmoe.diagnostics.alignment import align  # noqa: E402
-from bayesmoe.diagnostics.posterior import sample_posterior  # noqa: E402
+from bayesmoe.diagnostics.posterior import sample_laplace, sample_posterior  # noqa: E402
 from bayesmoe.diagnostics.predictive import sample_predictive  # noqa: E402
 from bayesmoe.inference.em import EMFit, fit_em  # noqa: E402
 from bayesmoe.inference.outcome import Status  # noqa: E402
@@ -37,6 +37,7 @@ __all__ = [
     "fit_map",
     "fit_mle",
     "moe",
+    "sample_laplace",
     "sample_posterior",
     "sample_predictive",
     "scenario",

@@ -49,6 +49,7 @@ def make_draws(**changes: Floats) -> Draws:
         acceptance_rate=jnp.asarray(zeros),
         n_steps=jnp.asarray(zeros),
         step_size=jnp.zeros(shape[0]),
+        mode_weights=np.ones(1),
         **fields,
     )
 

@@ -17,7 +17,8 @@ import bayesmoe as bm
 from bayesmoe.core.likelihood import Data, make_data
 from bayesmoe.core.priors import PRIORS, Prior
 from bayesmoe.core.scaling import Scaling
-from bayesmoe.inference.nuts import check_proper, sample_chains
+from bayesmoe.inference.nuts import sample_chains
+from bayesmoe.inference.posterior import check_proper
 from bayesmoe.inference.target import Target
 
 # every kind of interval: lines, half-lines either way, half-lines cut from positive ones, boxes
@@ -245,7 +246,7 @@ def test_a_prior_without_a_usable_interval_is_refused_before_computing(
 ) -> None:
     law, message = REFUSED[field]
     model = bm.moe("dense_to_sparse", 2, dataclasses.replace(BOUNDED, **{field: law}))
-    monkeypatch.setattr("bayesmoe.inference.nuts.fit_map", None)  # calling it would fail
+    monkeypatch.setattr("bayesmoe.inference.posterior.fit_map", None)  # calling it would fail
     with pytest.raises(ValueError, match=message):
         sample_chains(model, *observations(0, 40, 1))
 

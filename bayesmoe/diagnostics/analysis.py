@@ -18,8 +18,8 @@ from bayesmoe.core.validate import as_key
 from bayesmoe.data.table import Table
 from bayesmoe.diagnostics.alignment import align
 from bayesmoe.diagnostics.posterior import sample_posterior
-from bayesmoe.inference.nuts import check_proper
 from bayesmoe.inference.point import Fit, fit_map, fit_mle
+from bayesmoe.inference.posterior import check_proper
 
 
 class Analysis(NamedTuple):

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from arviz_stats.base import array_stats
 
+from bayesmoe.inference.laplace import MAX_PARETO_K, Resampled
 from bayesmoe.inference.nuts import Draws
 
 #: rank-normalised split R-hat, the largest over the quantities watched
@@ -29,6 +30,7 @@ class PosteriorStatus(enum.Enum):
     CONVERGED = "the chains agree"
     NOT_MIXED = "the chains disagree, or move too little to tell: draws are not the posterior's"
     DIVERGENT = "too many divergent transitions: some region of the posterior was not reached"
+    UNRELIABLE = "the importance weights vary too much: the approximation is not the posterior"
 
     @property
     def converged(self) -> bool:
@@ -69,6 +71,12 @@ def mixing(draws: Draws) -> Mixing:
     else:
         status = PosteriorStatus.CONVERGED
     return Mixing(rhat, ess, int(np.sum(diverging)), status)
+
+
+def importance(draws: Resampled) -> PosteriorStatus:
+    """Judge a resampled approximation by its Pareto k and the draws it is worth."""
+    good = draws.pareto_k <= MAX_PARETO_K and draws.effective_size >= MIN_ESS
+    return PosteriorStatus.CONVERGED if good else PosteriorStatus.UNRELIABLE
 
 
 def _without_labels(draws: Draws) -> np.ndarray:

@@ -20,7 +20,7 @@ from bayesmoe.core.program import Sites
 from bayesmoe.core.scaling import Scaling
 from bayesmoe.core.validate import as_key, check_whole
 from bayesmoe.diagnostics.posterior import DIMS, describe_model
-from bayesmoe.inference.nuts import check_proper
+from bayesmoe.inference.posterior import check_proper
 
 N_PRIOR_DRAWS = 1000
 

@@ -122,6 +122,11 @@ def maximise(
     start, lower
         The first iterate and the lower bounds (-inf for none), shape ``(p,)``.
     """
+    return summarise(run(evaluate, start, lower), lower)
+
+
+def run(evaluate: Callable[[Array], Evaluation], start: Array, lower: Array) -> State:
+    """The last state of `maximise`."""
 
     def negative(point: Array) -> Evaluation:
         return Evaluation(*(-term for term in evaluate(point)))
@@ -134,8 +139,7 @@ def maximise(
     # the start, too, is evaluated inside the loop: the evaluation is then compiled but once
     unknown = Evaluation(jnp.asarray(jnp.inf), jnp.zeros(p), jnp.eye(p))
     first = begin(point, unknown)
-    last = jax.lax.while_loop(keep_going, lambda state: iterate(negative, lower, state), first)
-    return summarise(last, lower)
+    return jax.lax.while_loop(keep_going, lambda state: iterate(negative, lower, state), first)
 
 
 def begin(point: Array, local: Evaluation) -> State:

@@ -63,6 +63,7 @@ STATUS_LABELS = {
     "non_finite": "objective not finite",
     "not_mixed": "chains not mixed",
     "divergent": "too many divergences",
+    "unreliable": "importance weights unreliable",
 }
 
 # several gates of one name, with different options, get shapes of one family

@@ -1,0 +1,155 @@
+"""Laplace's approximation at the modes, put right by importance resampling.
+
+Proposals come from a mixture of Student-t laws, one at each mode with the curvature there, and are
+resampled with Pareto-smoothed importance weights (Vehtari, Simpson, Gelman, Yao & Gabry, JMLR
+2024). The Pareto k of the weights says whether to trust the result: above `MAX_PARETO_K` the
+proposals miss a part of the posterior.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from arviz_stats.base import array_stats
+from jax import Array
+from jax.scipy.special import gammaln
+from jax.typing import ArrayLike
+
+from bayesmoe.core.likelihood import Data
+from bayesmoe.core.measure import MixingMeasure
+from bayesmoe.core.model import MoE
+from bayesmoe.core.validate import as_key, check_whole
+from bayesmoe.inference.modes import Modes
+from bayesmoe.inference.point import Fit
+from bayesmoe.inference.posterior import make_posterior
+from bayesmoe.inference.starts import generator
+from bayesmoe.inference.target import Target
+
+#: of the importance weights: beyond, their variance is too large to be smoothed
+MAX_PARETO_K = 0.7
+
+_DEGREES = 8.0  # of freedom: tails heavier than the posterior's
+_PROPOSALS = 4  # per draw that is returned
+_DEFENSIVE = 0.1  # share of the proposals spread evenly over the modes: evidences are approximate
+
+
+class Resampled(NamedTuple):
+    """Draws by importance resampling, leading axes ``(chain, draw)``, and how far to trust them.
+
+    Attributes
+    ----------
+    measures, log_likelihood, row_log_density, rows, lp
+        As in `Draws`. All draws are independent: chains are nothing but equal shares of them.
+    pareto_k
+        Of the importance weights.
+    effective_size
+        The number of independent draws that the weighted proposals are worth.
+    mode_weights
+        As in `Draws`; proposals come from all modes.
+    """
+
+    measures: MixingMeasure
+    log_likelihood: Array
+    row_log_density: Array
+    rows: np.ndarray
+    lp: Array
+    pareto_k: float
+    effective_size: float
+    mode_weights: np.ndarray
+
+
+def resample_laplace(
+    model: MoE,
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    key: Array | int = 0,
+    start: Fit | None = None,
+    n_chains: int,
+    n_draws: int,
+) -> Resampled:
+    """Draws from the posterior's Laplace approximation, resampled by importance.
+
+    Arguments and errors are those of `sample_chains`; a gate whose density jumps (top-K with K < k)
+    has no such approximation and is refused.
+    """
+    if model.gate.jumps(model.n_experts):
+        raise ValueError(
+            f"the density under the {model.gate.label} gate jumps, so its curvature approximates "
+            "nothing; use bayesmoe.sample_posterior"
+        )
+    for name, value in {"n_chains": n_chains, "n_draws": n_draws}.items():
+        check_whole(name, value, least=1)
+    map_key, proposal_key, resampling_key = jax.random.split(as_key(key), 3)
+    posterior = make_posterior(model, x, y, key=map_key, start=start)
+    modes, size = posterior.modes, n_chains * n_draws
+    rng = generator(proposal_key)
+    u = _propose(modes, rng, _PROPOSALS * size)
+    lp, log_ratio = _weigh(posterior.target, posterior.data, modes, jnp.asarray(u))
+    log_weights, pareto_k = array_stats.psislw(-np.asarray(log_ratio))  # it takes log(1/ratio)
+    weights = np.exp(log_weights - np.max(log_weights))
+    weights /= weights.sum()
+    chosen = _systematic(weights, generator(resampling_key), size)
+    sampled = posterior.restore(jnp.asarray(u[chosen].reshape(n_chains, n_draws, -1)))
+    return Resampled(
+        **sampled._asdict(),
+        lp=jnp.asarray(np.asarray(lp)[chosen].reshape(n_chains, n_draws)),
+        pareto_k=float(pareto_k),
+        effective_size=float(1 / np.sum(weights**2)),
+        mode_weights=modes.weights,
+    )
+
+
+def _shares(modes: Modes) -> np.ndarray:
+    weights = modes.weights
+    return (1 - _DEFENSIVE) * weights + _DEFENSIVE / len(weights)
+
+
+def _propose(modes: Modes, rng: np.random.Generator, size: int) -> np.ndarray:
+    """Draws ``(size, p)`` from the mixture of t laws."""
+    mode = rng.choice(len(modes.u), size=size, p=_shares(modes))
+    z = rng.standard_normal((size, modes.u.shape[1]))
+    z *= np.sqrt(_DEGREES / rng.chisquare(_DEGREES, size))[:, None]
+    centre, whitening = np.asarray(modes.u), np.asarray(modes.whitening)
+    return centre[mode] + np.einsum("spq,sq->sp", whitening[mode], z)
+
+
+def _weigh(target: Target, data: Data, modes: Modes, u: Array) -> tuple[Array, Array]:
+    """Log posterior densities of proposals ``(s, p)``, and their log importance ratios."""
+    lp = _log_densities(target, data, u)
+    log_ratio = lp - _log_proposal(modes, jnp.log(_shares(modes)), u)
+    # what the density has no value for (it underflows, say) has no weight
+    return lp, jnp.where(jnp.isfinite(log_ratio), log_ratio, -jnp.inf)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _log_densities(target: Target, data: Data, u: Array) -> Array:
+    return jax.lax.map(lambda one: target.log_density(one, data), u)
+
+
+@jax.jit
+def _log_proposal(modes: Modes, log_shares: Array, u: Array) -> Array:
+    """The log density of the mixture of t laws at u ``(s, p)``."""
+    p = u.shape[1]
+    constant = (
+        gammaln((_DEGREES + p) / 2) - gammaln(_DEGREES / 2) - p / 2 * jnp.log(_DEGREES * jnp.pi)
+    )
+
+    def component(centre: Array, whitening: Array) -> Array:
+        z = jnp.linalg.solve(whitening, (u - centre).T)
+        volume = jnp.linalg.slogdet(whitening)[1]
+        return constant - volume - (_DEGREES + p) / 2 * jnp.log1p(jnp.sum(z**2, axis=0) / _DEGREES)
+
+    terms = jax.vmap(component)(modes.u, modes.whitening)
+    return jax.nn.logsumexp(terms + log_shares[:, None], axis=0)
+
+
+def _systematic(weights: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:
+    """Indices in random order, each within one of its expected number of times."""
+    edges = (rng.uniform() + np.arange(size)) / size
+    chosen = np.searchsorted(np.cumsum(weights), edges * np.sum(weights))
+    return rng.permutation(np.minimum(chosen, len(weights) - 1))

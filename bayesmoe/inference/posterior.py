@@ -1,0 +1,125 @@
+"""What every posterior approximation starts from, and how its draws are given back."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+
+from bayesmoe.core.likelihood import Data, Layout, log_density, log_likelihood, make_data
+from bayesmoe.core.measure import MixingMeasure
+from bayesmoe.core.model import MoE
+from bayesmoe.core.scaling import Scaling
+from bayesmoe.core.validate import check_estimable, check_observations
+from bayesmoe.inference.modes import Modes, find_modes
+from bayesmoe.inference.point import Fit, fit_map
+from bayesmoe.inference.target import Target, supports
+
+_N_ROWS = 8  # rows whose density is watched: labels do not matter to it
+
+
+class Sampled(NamedTuple):
+    """Draws on the scale of the data, leading axes ``(chain, draw)``.
+
+    Attributes
+    ----------
+    measures
+        Batch shape ``(chain, draw)``.
+    log_likelihood
+        Σ log g(y_j|x_j).
+    row_log_density
+        log g(y_j|x_j) at `rows`, shape ``(chain, draw, r)``.
+    rows
+        Indices of r rows spread over the data, shape ``(r,)``.
+    """
+
+    measures: MixingMeasure
+    log_likelihood: Array
+    row_log_density: Array
+    rows: np.ndarray
+
+
+class Posterior(NamedTuple):
+    """A posterior to be sampled: the target, its data and its modes."""
+
+    target: Target
+    scaling: Scaling
+    data: Data
+    modes: Modes
+    x: Array
+    y: Array
+
+    def restore(self, u: Array) -> Sampled:
+        """Draws u of shape ``(chain, draw, p)`` in the coordinates sampled."""
+        rows = np.unique(np.linspace(0, len(self.y) - 1, _N_ROWS).astype(int))
+        # indexed by NumPy: JAX would compile the indexing for every n
+        watched = np.asarray(self.x)[rows], np.asarray(self.y)[rows]
+        measures, total, by_row = _restore(self.target, self.scaling, self.data, *watched, u)
+        total = total - len(self.y) * jnp.log(self.scaling.y_scale)
+        return Sampled(measures, total, by_row, rows)
+
+
+def make_posterior(
+    model: MoE, x: ArrayLike, y: ArrayLike, *, key: Array, start: Fit | None
+) -> Posterior:
+    """Check model, data and start, a MAP fit that is computed if not given; find the modes.
+
+    Raises
+    ------
+    ValueError
+        If the prior is improper, or the data or the start cannot be used; nothing is computed then.
+    """
+    check_proper(model)
+    covariates, response = check_observations(x, y)
+    layout = model.layout(covariates.shape[1])
+    check_estimable(covariates, response, layout.size)
+    if start is None:
+        start = fit_map(model, covariates, response, key=key)
+    else:
+        _check_start(layout, start)
+    scaling = Scaling.from_data(model.gate, covariates, response)
+    data, target = make_data(covariates, response, scaling), Target(layout, model.prior)
+    modes = find_modes(target, scaling, data, start)
+    return Posterior(target, scaling, data, modes, covariates, response)
+
+
+def check_proper(model: MoE) -> None:
+    """Raise ValueError if the model's prior cannot be sampled under.
+
+    It must be proper, since a posterior need not exist otherwise, and supported by intervals.
+    """
+    if not model.prior.proper:
+        raise ValueError(
+            f"the prior {model.prior_name!r} is improper, so a posterior need not exist; "
+            "use a model with prior='weak' or a proper Prior"
+        )
+    supports(model.gate, model.prior)
+
+
+def _check_start(layout: Layout, start: Fit) -> None:
+    got = (start.measure.n_experts, start.measure.n_covariates)
+    wanted = (layout.n_experts, layout.n_covariates)
+    if got != wanted:
+        raise ValueError(
+            f"start must be a MAP fit of the same model and data, with (k, d) = {wanted}; "
+            f"got (k, d) = {got}"
+        )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _restore(
+    target: Target, scaling: Scaling, data: Data, x: Array, y: Array, u: Array
+) -> tuple[MixingMeasure, Array, Array]:
+    """Measures on the scale of the data, log-likelihoods of the standardised data, and rows'."""
+
+    def restore(one: Array) -> tuple[MixingMeasure, Array, Array]:
+        measure = scaling.restore(target.measure(one))
+        total = log_likelihood(target.layout, target.coordinates(one), data)
+        return measure, total, log_density(target.layout.gate, measure, x, y)
+
+    return jax.lax.map(lambda chain: jax.lax.map(restore, chain), u)

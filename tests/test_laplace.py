@@ -1,0 +1,212 @@
+"""Modes and importance-resampled Laplace approximations against closed forms and NUTS."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import arviz_stats
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from conftest import CASE
+from oracles import Floats, Oracle
+from xarray import DataTree
+
+import bayesmoe as bm
+from bayesmoe.inference.laplace import _log_proposal, _systematic
+from bayesmoe.inference.modes import Modes, find_modes
+from bayesmoe.inference.posterior import make_posterior
+
+
+@functools.cache
+def line(n: int = 20) -> tuple[Floats, Floats]:
+    """A noisy line, standardised: there the weak prior is as written below."""
+    rng = np.random.default_rng(5)
+    x = rng.uniform(size=n)
+    x = (x - x.mean()) / x.std()
+    y = 0.8 * x + rng.normal(size=n)
+    return x, (y - y.mean()) / y.std()
+
+
+@functools.cache
+def one_expert(seed: int = 0) -> DataTree:
+    return bm.sample_laplace(bm.moe("softmax", 1), *line(), key=seed)
+
+
+@functools.cache
+def exact() -> dict[str, Floats]:
+    """Means and standard deviations of a, b, ν: normal given ν, and a sum over a grid of log ν."""
+    x, y = line()
+    design = np.stack([x, np.ones_like(x)], axis=1)
+    log_variance = np.linspace(-4, 4, 4001)
+    weights, given = [], []
+    for variance in np.exp(log_variance):
+        law = scipy.stats.multivariate_normal(
+            np.zeros(len(y)), 4 * design @ design.T + variance * np.eye(len(y))
+        )
+        weights.append(law.logpdf(y))
+        precision = design.T @ design / variance + np.eye(2) / 4
+        given.append((np.linalg.solve(precision, design.T @ y / variance), precision))
+    total = np.array(weights) + scipy.stats.norm(np.log(0.1), 1.5).logpdf(log_variance)
+    share = np.exp(total - total.max())
+    share /= share.sum()
+    means = np.array([mean for mean, _ in given])
+    covariances = np.array([np.linalg.inv(precision) for _, precision in given])
+    mean = share @ means
+    second = np.einsum("s,spp->p", share, covariances) + share @ means**2
+    nu = np.exp(log_variance)
+    return {
+        "mean": np.append(mean, share @ nu),
+        "sd": np.sqrt(np.append(second, share @ nu**2) - np.append(mean, share @ nu) ** 2),
+    }
+
+
+def test_one_expert_has_the_posterior_of_a_regression() -> None:
+    """To five standard errors, skewness and heavy tails of the variance included."""
+    group = one_expert()["posterior"]
+    draws = [group[name].values.ravel() for name in ("slope", "intercept", "variance")]
+    m = len(draws[0])
+    for draw, mean, sd in zip(draws, exact()["mean"], exact()["sd"], strict=True):
+        assert abs(draw.mean() - mean) < 5 * sd / np.sqrt(m)
+        kurtosis = np.mean((draw - mean) ** 4) / sd**4
+        assert abs(draw.std() / sd - 1) < 5 * np.sqrt((kurtosis - 1) / m) / 2
+    attributes = one_expert().attrs
+    assert attributes["status"] == "converged"
+    assert attributes["pareto_k"] < 0.7
+    assert attributes["method"] == "laplace"
+    assert (attributes["n_modes"], attributes["mode_weight"]) == (1, 1.0)
+
+
+def test_arviz_reads_the_tree() -> None:
+    elpd = arviz_stats.loo(one_expert())
+    law = scipy.stats.norm(np.polyval(np.polyfit(*line(), 1), line()[0]), 0.65)
+    assert abs(elpd.elpd - law.logpdf(line()[1]).sum()) < 5  # a rough one: that of the plug-in
+    assert one_expert()["sample_stats"]["lp"].shape == (4, 1000)
+
+
+def test_seeds_decide() -> None:
+    again = bm.sample_laplace(bm.moe("softmax", 1), *line(), key=0)
+    assert again["posterior"].equals(one_expert()["posterior"])
+    assert not one_expert(1)["posterior"].equals(again["posterior"])
+
+
+def test_proposals_have_the_density_of_a_mixture_of_t_laws() -> None:
+    rng = np.random.default_rng(0)
+    roots = rng.normal(size=(2, 3, 3))
+    modes = Modes(jnp.asarray(rng.normal(size=(2, 3))), jnp.asarray(roots), jnp.zeros(2))
+    u, shares = rng.normal(size=(5, 3)), np.array([0.3, 0.7])
+    got = _log_proposal(modes, jnp.log(shares), jnp.asarray(u))
+    laws = [
+        scipy.stats.multivariate_t(np.asarray(modes.u[i]), roots[i] @ roots[i].T, df=8)
+        for i in range(2)
+    ]
+    expected = np.log(sum(s * law.pdf(u) for s, law in zip(shares, laws, strict=True)))
+    np.testing.assert_allclose(got, expected, rtol=1e-10)
+
+
+def test_resampling_keeps_to_the_weights() -> None:
+    rng = np.random.default_rng(1)
+    weights = rng.dirichlet(np.full(50, 0.3))
+    counts = np.bincount(_systematic(weights, rng, 400), minlength=50)
+    assert counts.sum() == 400
+    assert np.all(np.abs(counts - 400 * weights) < 1)
+    order = _systematic(np.full(400, 1 / 400), rng, 400)
+    assert abs(scipy.stats.spearmanr(order, np.arange(400)).statistic) < 0.2
+
+
+@functools.cache
+def split(label: str) -> tuple[Any, ...]:
+    """Three experts for two lines: the posterior's modes, its model, x, y and MAP fit."""
+    truth = bm.scenario("weak", CASE[label].gate(2))
+    x, y = (np.asarray(part) for part in truth.simulate(2, 200))
+    x = (x - x.mean(0)) / x.std(0) if CASE[label].linear else x / np.sqrt((x**2).mean(0))
+    y = (y - y.mean()) / y.std()
+    model = bm.moe(CASE[label].gate(3), 3)
+    fit = bm.fit_map(model, x, y, key=3)
+    return make_posterior(model, x, y, key=jax.random.key(0), start=fit), model, x, y, fit
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("label", ["softmax", "sigmoid"])
+def test_modes_are_distinct_maxima_of_the_density(label: str) -> None:
+    posterior, _, x, y, fit = split(label)
+    modes, oracle = posterior.modes, Oracle(CASE[label], 3, 1, x.mean(0), x.std(0))
+    assert 2 <= len(modes.u) <= len(fit.starts.objective)
+    assert np.all(np.diff(modes.log_evidence) < 0)
+    assert np.all(-np.diff(modes.log_evidence) > 1e-4)
+    np.testing.assert_allclose(modes.weights.sum(), 1)
+
+    def height(u: Floats) -> float:
+        theta, log_jacobian = oracle.from_unconstrained(u)
+        slope, intercept = theta[-9:-6] / x.std(0), theta[-6:-3]  # sampled for standardised x
+        theta[-9:-6], theta[-6:-3] = slope, intercept - slope * x.mean(0)
+        return oracle.log_likelihood(theta, x, y) + oracle.log_weak_prior(theta) + log_jacobian
+
+    masses = []
+    for u, root in zip(np.asarray(modes.u), np.asarray(modes.whitening), strict=True):
+        steps = 0.01 * root.T
+        middle = height(u)
+        for step in steps:  # along each principal axis a parabola that falls
+            up, down = height(u + step) - middle, height(u - step) - middle
+            assert abs(up - down) < 2e-5
+            assert -1.1e-4 < up + down < 0
+        masses.append(middle + np.linalg.slogdet(root)[1])
+    np.testing.assert_allclose(np.diff(masses), np.diff(modes.log_evidence), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_copies_under_other_labels_count_once() -> None:
+    posterior, model, x, y, fit = split("softmax")
+    best = fit.measure
+    order = jnp.array([1, 0, 2])
+    swapped = jax.tree.map(lambda leaf: leaf[order] if leaf.ndim else leaf, best)
+    both = jax.tree.map(lambda *leaves: jnp.stack(leaves), best, swapped)
+    doubled = bm.fit_map(model, x, y, n_starts=0, starts=both)
+    assert len(doubled.starts.objective) >= 2
+    modes = find_modes(posterior.target, posterior.scaling, posterior.data, doubled)
+    assert len(modes.u) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("label", ["softmax", "dense_to_sparse", "sigmoid"])
+def test_two_experts_agree_with_nuts(label: str) -> None:
+    """Means to five standard errors of both samplers; a Pareto k that says so."""
+    model = bm.moe(CASE[label].gate(2), 2)
+    x, y = bm.scenario("lambda", CASE[label].gate(2)).simulate(1, 400)
+    fit = bm.fit_map(model, x, y, key=2)
+    trees = [
+        sample(model, x, y, key=1, start=fit) for sample in (bm.sample_laplace, bm.sample_posterior)
+    ]
+    assert trees[0].attrs["status"] == "converged"
+    assert trees[0].attrs["min_ess"] > 1000
+    names = ["variance", "slope", "intercept"] + ["temperature"] * CASE[label].temperature
+    tables = [arviz_stats.summary(tree, var_names=names, round_to="none") for tree in trees]
+    means, deviations = (np.array([t[c] for t in tables]) for c in ("mean", "sd"))
+    ess = np.array(
+        [np.full(len(tables[0]), 0.5 * trees[0].attrs["min_ess"]), tables[1]["ess_bulk"]]
+    )
+    error = np.sqrt(np.sum(deviations**2 / ess, axis=0))
+    assert np.all(np.abs(means[0] - means[1]) < 5 * error)
+    np.testing.assert_allclose(deviations[0], deviations[1], rtol=0.15)
+
+
+@pytest.mark.slow
+def test_an_approximation_that_fails_says_so() -> None:
+    """Where an expert too many is nearly free, no t law is near the posterior."""
+    _, model, x, y, fit = split("softmax")
+    tree = bm.sample_laplace(model, x, y, start=fit, key=1)
+    assert tree.attrs["pareto_k"] > 0.7
+    assert tree.attrs["status"] == "unreliable"
+
+
+def test_a_density_that_jumps_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bayesmoe.inference.posterior.fit_map", None)  # calling it would fail
+    with pytest.raises(ValueError, match=r"jumps.*use bayesmoe.sample_posterior"):
+        bm.sample_laplace(bm.moe("top_k_sparse", 2, top_k=1), *line())
+    with pytest.raises(ValueError, match="n_draws must be a whole number"):
+        bm.sample_laplace(bm.moe("softmax", 1), *line(), n_draws=0)
+    with pytest.raises(ValueError, match="improper"):
+        bm.sample_laplace(bm.moe("softmax", 1, "flat"), *line())
