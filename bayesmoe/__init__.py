@@ -11,6 +11,8 @@ from bayesmoe.core.measure import MixingMeasure  # noqa: E402
 from bayesmoe.core.model import MoE  # noqa: E402
 from bayesmoe.core.priors import Prior  # noqa: E402
 from bayesmoe.diagnostics.alignment import align  # noqa: E402
+from bayesmoe.diagnostics.checks import Checks, check_posterior  # noqa: E402
+from bayesmoe.diagnostics.determination import determination  # noqa: E402
 from bayesmoe.diagnostics.posterior import sample_laplace, sample_posterior  # noqa: E402
 from bayesmoe.diagnostics.predictive import sample_predictive  # noqa: E402
 from bayesmoe.inference.em import EMFit, fit_em  # noqa: E402
@@ -19,10 +21,15 @@ from bayesmoe.inference.point import Fit, fit_map, fit_mle  # noqa: E402
 from bayesmoe.inference.uncertainty import StandardErrors, standard_errors  # noqa: E402
 from bayesmoe.models import GATES, moe  # noqa: E402
 from bayesmoe.study.scenario import Scenario, scenario  # noqa: E402
+from bayesmoe.theory.decay import compare_decay  # noqa: E402
+from bayesmoe.theory.density_loss import density_losses  # noqa: E402
+from bayesmoe.theory.identifiability import identify  # noqa: E402
+from bayesmoe.theory.independence import independence  # noqa: E402
 from bayesmoe.theory.voronoi import contraction_radius, voronoi, voronoi_loss  # noqa: E402
 
 __all__ = [
     "GATES",
+    "Checks",
     "EMFit",
     "Fit",
     "MixingMeasure",
@@ -32,10 +39,16 @@ __all__ = [
     "StandardErrors",
     "Status",
     "align",
+    "check_posterior",
+    "compare_decay",
     "contraction_radius",
+    "density_losses",
+    "determination",
     "fit_em",
     "fit_map",
     "fit_mle",
+    "identify",
+    "independence",
     "moe",
     "sample_laplace",
     "sample_posterior",

@@ -1,4 +1,4 @@
-"""The command line: ``bayesmoe study run`` and ``bayesmoe fit``.
+"""The command line: ``bayesmoe study run``, ``bayesmoe fit`` and ``bayesmoe identify``.
 
 Errors of the user are one line on stderr and exit status 2, before anything is computed or written.
 """
@@ -17,13 +17,16 @@ from rich.console import Console
 from bayesmoe.core.model import MoE
 from bayesmoe.data.table import read_table, shipped_data_sets
 from bayesmoe.diagnostics.analysis import analyse
-from bayesmoe.models import GATES, moe
+from bayesmoe.models import GATES, make_gate, moe
 from bayesmoe.report.files import check_new, write_analysis, write_study
+from bayesmoe.report.identify import print_identification
 from bayesmoe.report.terminal import StudyProgress, print_analysis, print_study
 from bayesmoe.study.engine import CellError, run_study
 from bayesmoe.study.outputs import write_outputs
 from bayesmoe.study.plan import load_plan
+from bayesmoe.study.scenario import SCENARIOS, Scenario, scenario
 from bayesmoe.study.store import Store
+from bayesmoe.theory.identifiability import identify as find_identification
 
 app = typer.Typer(
     help="Bayesian Gaussian mixtures of experts: MLE, MAP and posteriors.",
@@ -35,6 +38,12 @@ study = typer.Typer(help="Convergence studies.", no_args_is_help=True)
 app.add_typer(study, name="study")
 
 Out = Annotated[Path, typer.Option("--out", help="Directory for the results.")]
+GateName = Annotated[str, typer.Option("--gate", help=f"One of {', '.join(GATES)}.")]
+Experts = Annotated[int, typer.Option("--experts", help="The number of experts k.")]
+Activation = Annotated[
+    str | None, typer.Option("--activation", help="Of the gate activation_dense_to_sparse.")
+]
+TopK = Annotated[int | None, typer.Option("--top-k", help="Of the gate top_k_sparse.")]
 
 
 @study.command("run")
@@ -62,30 +71,64 @@ def fit(
         str, typer.Argument(help=f"A CSV file, or one of {', '.join(shipped_data_sets())}.")
     ],
     response: Annotated[str, typer.Option(help="The column to model.")],
-    gate: Annotated[str, typer.Option(help=f"One of {', '.join(GATES)}.")],
-    experts: Annotated[int, typer.Option(help="The number of experts k.")],
+    gate: GateName,
+    experts: Experts,
     out: Out,
     covariate: Annotated[
         list[str] | None, typer.Option(help="A column to model by; all others by default.")
     ] = None,
-    activation: Annotated[
-        str | None, typer.Option(help="Of the gate activation_dense_to_sparse.")
-    ] = None,
-    top_k: Annotated[int | None, typer.Option(help="Of the gate top_k_sparse.")] = None,
+    activation: Activation = None,
+    top_k: TopK = None,
     prior: Annotated[str, typer.Option(help="weak or compact.")] = "weak",
     seed: Annotated[int, typer.Option(min=0, help="Seeds starts and chains.")] = 0,
 ) -> None:
     """Fit one model to one's own data: MLE, MAP and posterior."""
     with _user_errors():
         check_new(out)
-        options: dict[str, Any] = {"activation": activation, "top_k": top_k}
-        given = {name: value for name, value in options.items() if value is not None}
-        model: MoE = moe(gate, experts, prior, **given)
+        model: MoE = moe(gate, experts, prior, **_given(activation=activation, top_k=top_k))
         table = read_table(data, response, covariate or ())
         analysis = analyse(model, table, key=seed)
     write_analysis(out, analysis)
     print_analysis(analysis)
     typer.echo(f"results: {out}")
+
+
+@app.command()
+def identify(
+    gate: GateName,
+    experts: Experts,
+    activation: Activation = None,
+    top_k: TopK = None,
+    truth: Annotated[
+        str, typer.Option("--scenario", help=f"The truth: one of {', '.join(SCENARIOS)}.")
+    ] = "lambda",
+    split: Annotated[
+        int | None,
+        typer.Option(help="For k > k*: the true expert, from 0, that fitted experts share."),
+    ] = None,
+    free_reference: Annotated[
+        bool, typer.Option("--free-reference", help="Leave the gates of all experts free.")
+    ] = False,
+) -> None:
+    """What data can tell of a model's parameters, how fast, and why not."""
+    with _user_errors():
+        options = _given(activation=activation, top_k=top_k)
+        model: MoE = moe(gate, experts, **options)
+        known = _truth(truth, gate, options)
+        found = find_identification(model, known, split=split, free_reference=free_reference)
+    print_identification(found, known)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _truth(name: str, gate: str, options: dict[str, Any]) -> Scenario:
+    """The scenario under the gate; of a top-K gate at most all its experts are active."""
+    if "top_k" in options and name in SCENARIOS:
+        n_true = SCENARIOS[name](make_gate(gate)).n_experts
+        options = {"top_k": min(options["top_k"], n_true)}
+    return scenario(name, gate, **options)
 
 
 @contextlib.contextmanager

@@ -47,12 +47,13 @@ NO_RATE = Rate(0.0, "none (ray)")
 
 
 def polynomial_order(cell_size: Array) -> Array:
-    """r̄(m): 1, 4, 6 for m = 1, 2, 3 fitted atoms in a cell, and the lower bound 7 beyond.
+    """r̄(m): 1 for m = 1 fitted atom in a cell, 2m for more.
 
     The smallest order at which the system of polynomial equations of Ho & Nguyen (Ann. Statist.
-    2016) has no non-trivial solution; empty cells count as one atom.
+    2016) has no non-trivial solution; they give 4 and 6 for m = 2 and 3, and at least 7 beyond;
+    `bayesmoe.theory.polynomial_system` has a proof for all m. Empty cells count as one atom.
     """
-    return jnp.asarray([1.0, 1.0, 4.0, 6.0, 7.0])[jnp.clip(cell_size, 0, 4)]
+    return jnp.where(cell_size <= 1, 1.0, 2.0 * cell_size)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -45,8 +45,19 @@ class Sites:
         """Sites ``gate_slope_free`` (k-1, d) and ``gate_intercept_free`` (k-1,).
 
         With the reference expert they are the deterministic sites ``gate_slope`` (k, d) and
-        ``gate_intercept`` (k,).
+        ``gate_intercept`` (k,), all that a single expert has.
         """
+        free, d = self.n_experts - 1, self.n_covariates
+        slope, intercept = (
+            self._free_gate(temperature) if free else (jnp.zeros((0, d)), jnp.zeros(0))
+        )
+        return GateParameters(
+            numpyro.deterministic("gate_slope", jnp.concatenate([slope, jnp.zeros((1, d))])),
+            numpyro.deterministic("gate_intercept", jnp.concatenate([intercept, jnp.zeros(1)])),
+            jnp.asarray(temperature),
+        )
+
+    def _free_gate(self, temperature: ArrayLike) -> tuple[Array, Array]:
         free, d, prior = self.n_experts - 1, self.n_covariates, self.prior
         slope = numpyro.sample(
             "gate_slope_free",
@@ -57,11 +68,7 @@ class Sites:
             "gate_intercept_free",
             _affine(prior.gate_intercept, -slope @ self.scaling.gate_shift, scale, (free,)),
         )
-        return GateParameters(
-            numpyro.deterministic("gate_slope", jnp.concatenate([slope, jnp.zeros((1, d))])),
-            numpyro.deterministic("gate_intercept", jnp.concatenate([intercept, jnp.zeros(1)])),
-            jnp.asarray(temperature),
-        )
+        return slope, intercept
 
     def experts(self) -> tuple[Array, Array, Array]:
         """Sites ``slope`` (k, d), ``intercept`` (k,) and ``variance`` (k,)."""

@@ -17,7 +17,9 @@ from bayesmoe.core.model import MoE
 from bayesmoe.core.validate import as_key
 from bayesmoe.data.table import Table
 from bayesmoe.diagnostics.alignment import align
+from bayesmoe.diagnostics.checks import Checks, check_posterior
 from bayesmoe.diagnostics.posterior import sample_posterior
+from bayesmoe.diagnostics.predictive import sample_prior
 from bayesmoe.inference.point import Fit, fit_map, fit_mle
 from bayesmoe.inference.posterior import check_proper
 
@@ -34,7 +36,10 @@ class Analysis(NamedTuple):
     mle_measure
         The MLE with its experts named as the MAP's.
     posterior
-        From `sample_posterior`, experts named as the MAP's.
+        From `sample_posterior`, experts named as the MAP's, with the groups ``prior`` and
+        ``log_prior``.
+    checks
+        The verdict on the posterior.
     """
 
     model: MoE
@@ -43,6 +48,7 @@ class Analysis(NamedTuple):
     map: Fit
     mle_measure: MixingMeasure
     posterior: DataTree
+    checks: Checks
 
 
 def analyse(model: MoE, table: Table, *, key: Array | int = 0) -> Analysis:
@@ -55,12 +61,21 @@ def analyse(model: MoE, table: Table, *, key: Array | int = 0) -> Analysis:
     """
     check_proper(model)
     fit_key, sample_key = jax.random.split(as_key(key))
+    prior_key = jax.random.fold_in(sample_key, 1)
     x, y = table.x.to_numpy(), table.y.to_numpy()
     mle = fit_mle(model, x, y, key=fit_key)
     map_ = fit_map(model, x, y, key=fit_key, starts=mle.measure)
     posterior = sample_posterior(model, table.x, y, key=sample_key, start=map_)
-    aligned = align(posterior, model.gate, map_.measure)
-    return Analysis(model, table, mle, map_, align(mle.measure, model.gate, map_.measure), aligned)
+    whole = sample_prior(model, posterior, key=prior_key)
+    return Analysis(
+        model,
+        table,
+        mle,
+        map_,
+        align(mle.measure, model.gate, map_.measure),
+        align(whole, model.gate, map_.measure),
+        check_posterior(model, whole),
+    )
 
 
 def estimates(analysis: Analysis) -> pd.DataFrame:

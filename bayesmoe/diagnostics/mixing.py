@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from arviz_stats.base import array_stats
+from numpy.typing import ArrayLike
 
 from bayesmoe.inference.laplace import MAX_PARETO_K, Resampled
 from bayesmoe.inference.nuts import Draws
@@ -59,7 +60,9 @@ class Mixing(NamedTuple):
 
 def mixing(draws: Draws) -> Mixing:
     """Judge chains by `MAX_RHAT`, `MIN_ESS` and `MAX_DIVERGENT`."""
-    quantities = _without_labels(draws)
+    quantities = without_labels(
+        draws.log_likelihood, draws.row_log_density, draws.measures.temperature
+    )
     with np.errstate(invalid="ignore", divide="ignore"):  # chains that never move: NaN
         rhat = float(np.max(array_stats.rhat(quantities, chain_axis=1, draw_axis=2)))
         ess = float(np.min(array_stats.ess(quantities, chain_axis=1, draw_axis=2, method="bulk")))
@@ -79,11 +82,13 @@ def importance(draws: Resampled) -> PosteriorStatus:
     return PosteriorStatus.CONVERGED if good else PosteriorStatus.UNRELIABLE
 
 
-def _without_labels(draws: Draws) -> np.ndarray:
-    """The quantities watched, shape ``(quantity, chain, draw)``."""
-    watched = [np.asarray(draws.log_likelihood)[..., None], np.asarray(draws.row_log_density)]
-    temperature = np.asarray(draws.measures.temperature)
-    if np.any(temperature != 1.0):  # it is one for gates without a temperature
-        watched.append(np.log(temperature)[..., None])
+def without_labels(
+    log_likelihood: ArrayLike, row_log_density: ArrayLike, temperature: ArrayLike
+) -> np.ndarray:
+    """The quantities watched, shape ``(quantity, chain, draw)``; rows are on the last axis."""
+    watched = [np.asarray(log_likelihood)[..., None], np.asarray(row_log_density)]
+    tau = np.asarray(temperature)
+    if np.any(tau != 1.0):  # it is one for gates without a temperature
+        watched.append(np.log(tau)[..., None])
     quantities = np.moveaxis(np.concatenate(watched, axis=-1), -1, 0)
     return np.where(np.isfinite(quantities), quantities, np.nan)  # ranks would hide an infinity

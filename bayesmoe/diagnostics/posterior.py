@@ -27,6 +27,9 @@ from bayesmoe.inference.point import Fit
 
 LIBRARIES = ("jax", "jaxlib", "numpyro", "arviz-base", "arviz-stats", "numpy", "xarray")
 
+#: what every tree has
+GROUPS = ("posterior", "sample_stats", "log_likelihood", "observed_data", "constant_data")
+
 #: the dimensions of parameters and data, by name, after chain and draw
 DIMS = {
     "gate_slope": ["expert", "covariate"],
@@ -208,6 +211,28 @@ def describe_model(model: MoE) -> dict[str, str]:
         "gate_label": model.gate.label,
         "prior": model.prior_name,
     }
+
+
+def check_tree(model: MoE, tree: DataTree) -> None:
+    """Raise ValueError unless ``tree`` is whole and comes from ``model``."""
+    for group in GROUPS:
+        if group not in tree.children:
+            raise ValueError(
+                f"the tree has no group {group!r}; pass what bayesmoe.sample_posterior returned"
+            )
+    for name, wanted in describe_model(model).items():
+        got = tree.attrs.get(name)
+        if got != wanted:
+            raise ValueError(
+                f"the tree's {name} is {got!r}, the model's {wanted!r}; "
+                "pass the model that was sampled"
+            )
+    k = tree["posterior"].sizes["expert"]
+    if k != model.n_experts:
+        raise ValueError(
+            f"the tree has {k} experts, the model {model.n_experts}; "
+            "pass the model that was sampled"
+        )
 
 
 def _settings(model: MoE) -> dict[str, Any]:

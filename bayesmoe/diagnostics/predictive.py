@@ -19,7 +19,7 @@ from bayesmoe.core.model import MoE
 from bayesmoe.core.program import Sites
 from bayesmoe.core.scaling import Scaling
 from bayesmoe.core.validate import as_key, check_whole
-from bayesmoe.diagnostics.posterior import DIMS, describe_model
+from bayesmoe.diagnostics.posterior import DIMS, check_tree
 from bayesmoe.inference.posterior import check_proper
 
 N_PRIOR_DRAWS = 1000
@@ -54,49 +54,42 @@ def sample_predictive(
     ValueError
         If ``tree`` does not come from ``model``, or an argument cannot be used.
     """
-    check_proper(model)
-    _check_tree(model, tree)
-    n_prior_draws = check_whole("n_prior_draws", n_prior_draws, least=1)
     posterior_key, prior_key, response_key = jax.random.split(as_key(key), 3)
+    whole = sample_prior(model, tree, key=prior_key, n_prior_draws=n_prior_draws)
     x = jnp.asarray(tree["constant_data"]["x"].values)
-    y = jnp.asarray(tree["observed_data"]["y"].values)
-    group = tree["posterior"].to_dataset().transpose("chain", "draw", ...)
-    posterior = MixingMeasure(**{field: group[field].values for field in FIELDS})
-    scaling = Scaling.from_data(model.gate, x, y)
-    prior = _draw_prior(model, scaling, x, y, prior_key, n_prior_draws)
     groups = {
-        "posterior_predictive": {"y": _simulate(model.gate, posterior, x, posterior_key)},
-        "prior": {field: getattr(prior, field) for field in FIELDS},
-        "prior_predictive": {"y": _simulate(model.gate, prior, x, response_key)},
+        f"{group}_predictive": {"y": _simulate(model.gate, _measures(whole, group), x, own)}
+        for group, own in (("posterior", posterior_key), ("prior", response_key))
     }
-    coords: dict[str, Any] = {name: group[name] for name in ("expert", "covariate")}
-    coords["obs"] = tree["observed_data"]["obs"]
-    added = arviz_base.from_dict(groups, dims=DIMS, coords=coords)
-    density = arviz_base.from_dict({"log_prior": _log_prior(model, scaling, x, y, posterior)})
-    whole = tree.copy()
-    whole.update({**added.children, **density.children})
+    coords = {"obs": tree["observed_data"]["obs"]}
+    whole.update(arviz_base.from_dict(groups, dims=DIMS, coords=coords).children)
     return whole
 
 
-def _check_tree(model: MoE, tree: DataTree) -> None:
-    for group in ("posterior", "observed_data", "constant_data"):
-        if group not in tree.children:
-            raise ValueError(
-                f"the tree has no group {group!r}; pass what bayesmoe.sample_posterior returned"
-            )
-    for name, wanted in describe_model(model).items():
-        got = tree.attrs.get(name)
-        if got != wanted:
-            raise ValueError(
-                f"the tree's {name} is {got!r}, the model's {wanted!r}; "
-                "pass the model that was sampled"
-            )
-    k = tree["posterior"].sizes["expert"]
-    if k != model.n_experts:
-        raise ValueError(
-            f"the tree has {k} experts, the model {model.n_experts}; "
-            "pass the model that was sampled"
-        )
+def sample_prior(
+    model: MoE, tree: DataTree, *, key: Array | int = 0, n_prior_draws: int = N_PRIOR_DRAWS
+) -> DataTree:
+    """A posterior with the groups ``prior`` and ``log_prior`` alone; see `sample_predictive`."""
+    check_proper(model)
+    check_tree(model, tree)
+    n_prior_draws = check_whole("n_prior_draws", n_prior_draws, least=1)
+    x = jnp.asarray(tree["constant_data"]["x"].values)
+    y = jnp.asarray(tree["observed_data"]["y"].values)
+    scaling = Scaling.from_data(model.gate, x, y)
+    prior = _draw_prior(model, scaling, x, y, as_key(key), n_prior_draws)
+    fields = {"prior": {field: getattr(prior, field) for field in FIELDS}}
+    coords: dict[str, Any] = {name: tree["posterior"][name] for name in ("expert", "covariate")}
+    density = _log_prior(model, scaling, x, y, _measures(tree, "posterior"))
+    whole = tree.copy()
+    whole.update(arviz_base.from_dict(fields, dims=DIMS, coords=coords).children)
+    whole.update(arviz_base.from_dict({"log_prior": density}).children)
+    return whole
+
+
+def _measures(tree: DataTree, group: str) -> MixingMeasure:
+    """Of batch shape ``(chain, draw)``."""
+    dataset = tree[group].to_dataset().transpose("chain", "draw", ...)
+    return MixingMeasure(**{field: dataset[field].values for field in FIELDS})
 
 
 def _program(model: MoE, scaling: Scaling, x: Array, y: Array) -> None:

@@ -69,6 +69,7 @@ def slope_rows(slopes: pd.DataFrame, labels: dict[str, str]) -> list[Row]:
             "expected": row["expected_text"],
             "expected_value": _sort_value(row["expected"]),
             "verdict": row["verdict"],
+            "law": {"this range of n cannot tell": "cannot tell"}.get(row["law"], row["law"]),
             "used": int(row["n_used"]),
             "total": int(row["n_total"]),
         }

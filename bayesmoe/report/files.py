@@ -43,8 +43,8 @@ def check_new(directory: Path) -> None:
 def write_analysis(directory: Path, analysis: Analysis) -> None:
     """Write estimates, starts, posterior and figure of a fit to a new directory.
 
-    ``estimates.csv``, ``starts.csv``, ``posterior_summary.csv``, ``posterior.nc``, ``fit.png`` and
-    ``fit.svg`` are written to a hidden directory beside it, which is then renamed.
+    ``estimates.csv``, ``starts.csv``, ``posterior_summary.csv``, ``checks.csv``, ``posterior.nc``,
+    ``fit.png`` and ``fit.svg`` are written to a hidden directory beside it, which is then renamed.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
@@ -53,6 +53,7 @@ def write_analysis(directory: Path, analysis: Analysis) -> None:
         _starts(analysis).to_csv(partial / "starts.csv", index=False)
         summary = posterior_summary(analysis.posterior, analysis.model.gate)
         summary.to_csv(partial / "posterior_summary.csv")
+        analysis.checks.to_frame().to_csv(partial / "checks.csv")
         analysis.posterior.to_netcdf(partial / "posterior.nc", engine="h5netcdf")
         save(fit_figure(analysis), partial / "fit")
         partial.chmod(0o755)

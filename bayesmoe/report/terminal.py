@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import xarray as xr
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
@@ -20,6 +21,7 @@ from rich.progress import (
 from rich.table import Table
 
 from bayesmoe.diagnostics.analysis import Analysis, estimates, posterior_summary
+from bayesmoe.diagnostics.checks import Checks
 from bayesmoe.report.style import ESTIMATOR_LABELS, STATUS_LABELS, estimate, specification
 from bayesmoe.study.plan import Cell, Plan
 
@@ -155,16 +157,20 @@ def print_analysis(analysis: Analysis) -> None:
         console.print(
             f"{name}: log-likelihood {fit.log_likelihood:.4f}; {fit.status.value}", highlight=False
         )
-    attributes = analysis.posterior.attrs
-    console.print(
-        f"posterior: {attributes['status'].replace('_', ' ')}; R-hat at most "
-        f"{attributes['max_rhat']:.3f}, ESS at least {attributes['min_ess']:.0f}, "
-        f"{attributes['divergences']} divergences (of quantities without labels)",
-        highlight=False,
-    )
+    console.print(_checks_table(analysis.checks))
     console.print(_frame_table(estimates(analysis), "Point estimates"))
     summary = posterior_summary(analysis.posterior, analysis.model.gate)
     console.print(_frame_table(summary[list(_SUMMARY)].rename(columns=_SUMMARY), "Posterior"))
+
+
+def _checks_table(checks: Checks) -> Table:
+    table = Table(title=f"Posterior: {checks.verdict.label}", box=None, title_justify="left")
+    for heading in ("check", "verdict"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("what was found")
+    for check in checks.checks:
+        table.add_row(check.name, check.verdict.label, escape(check.text))
+    return table
 
 
 def _frame_table(frame: pd.DataFrame, title: str) -> Table:

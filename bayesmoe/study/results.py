@@ -17,6 +17,7 @@ from bayesmoe.diagnostics.posterior import library_versions
 from bayesmoe.study.cell import LOSSES, Arrays
 from bayesmoe.study.plan import Cell, Plan
 from bayesmoe.study.scenario import scenario
+from bayesmoe.theory.decay import compare_decay
 from bayesmoe.theory.rates import fit_slope, verdict
 from bayesmoe.theory.voronoi import CELL_KINDS
 
@@ -163,7 +164,8 @@ def measure_slopes(plan: Plan, results: xr.Dataset) -> pd.DataFrame:
     """Slopes of every quantity under each scenario, prior, gate, k and estimator.
 
     Columns: scenario, prior, gate, n_experts, estimator, quantity, cell, slope, low, high,
-    expected, expected_text, verdict, n_used, n_total.
+    expected, expected_text, verdict, law (what the decay looks like, by `compare_decay`), n_used,
+    n_total.
     """
     rows = []
     for study in settings(results):
@@ -217,6 +219,7 @@ def _measure(
         "expected": row.expected.exponent,
         "expected_text": row.expected.text,
         "verdict": verdict(slope, row.expected),
+        "law": compare_decay(np.asarray(plan.sizes), values, used).verdict,
         "n_used": slope.n_used,
         "n_total": slope.n_total,
     }

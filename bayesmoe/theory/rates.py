@@ -80,7 +80,9 @@ def fit_slope(
         If shapes do not agree, a sample size is not positive or occurs twice, or ``key``, ``level``
         or ``n_bootstrap`` is not valid.
     """
-    sizes, values, used = _check(n, values, used, level)
+    sizes, values, used = check_series(n, values, used)
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, got {level!r}; use 0.95 for 95 %")
     n_bootstrap = check_whole("n_bootstrap", n_bootstrap, least=1)
     rng = np.random.default_rng(np.asarray(jax.random.key_data(as_key(key))))
     used = used & np.isfinite(values) & (values > 0)
@@ -122,9 +124,10 @@ def _slopes(sizes: np.ndarray, samples: list[np.ndarray]) -> np.ndarray:
     return centred @ (medians - medians[0]) / np.sum(centred**2)
 
 
-def _check(
-    n: ArrayLike, values: ArrayLike, used: ArrayLike, level: float
+def check_series(
+    n: ArrayLike, values: ArrayLike, used: ArrayLike
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Sizes ``(s,)``, values ``(s, r)`` and which to use; ValueError if they do not agree."""
     sizes, losses, mask = np.asarray(n, float), np.asarray(values, float), np.asarray(used)
     if losses.ndim != 2 or sizes.shape != losses.shape[:1]:
         raise ValueError(
@@ -143,6 +146,4 @@ def _check(
             f"sample sizes n must be distinct, got {sizes.tolist()}; put all replicates of one "
             "size in one row"
         )
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level!r}; use 0.95 for 95 %")
     return sizes, losses, mask

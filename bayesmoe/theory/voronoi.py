@@ -117,9 +117,11 @@ def voronoi(
         If ``weights`` is unknown, the truth is a batch, a field is missing from the posterior, the
         numbers of covariates differ, or there are more than 100 000 assignments of atoms to cells.
     """
-    measure = _as_measure(estimate)
-    _check(measure, truth, weights)
-    flat, finite = _flat(measure)
+    measure = as_measure(estimate)
+    check_comparable(measure, truth)
+    if weights not in WEIGHTS:
+        raise ValueError(f"unknown weights {weights!r}; choose one of {', '.join(WEIGHTS)}")
+    flat, finite = flatten(measure)
     known = jax.tree_util.tree_map(lambda leaf: leaf[finite], flat)
     with np.errstate(over="ignore", invalid="ignore"):  # the loss of far-off estimates is infinite
         c = compare(known, truth, identified=identified, probability=weights == "probability")
@@ -164,7 +166,8 @@ def contraction_radius(losses: ArrayLike, level: float = 0.9) -> Array:
 # ---------------------------------------------------------------- input
 
 
-def _as_measure(estimate: Any) -> MixingMeasure:
+def as_measure(estimate: Any) -> MixingMeasure:
+    """The measures of an estimate: itself, or the draws of a DataTree."""
     if isinstance(estimate, MixingMeasure):
         return estimate
     try:
@@ -183,9 +186,8 @@ def _as_measure(estimate: Any) -> MixingMeasure:
     return MixingMeasure(*arrays)
 
 
-def _check(measure: MixingMeasure, truth: Truth, weights: str) -> None:
-    if weights not in WEIGHTS:
-        raise ValueError(f"unknown weights {weights!r}; choose one of {', '.join(WEIGHTS)}")
+def check_comparable(measure: MixingMeasure, truth: Truth) -> None:
+    """Raise ValueError unless the truth is single and has the measure's covariates."""
     if truth.measure.batch_shape:
         raise ValueError(
             f"the truth must be a single measure, got batch shape {truth.measure.batch_shape}; "
@@ -199,7 +201,7 @@ def _check(measure: MixingMeasure, truth: Truth, weights: str) -> None:
         )
 
 
-def _flat(measure: MixingMeasure) -> tuple[MixingMeasure, np.ndarray]:
+def flatten(measure: MixingMeasure) -> tuple[MixingMeasure, np.ndarray]:
     """The measure in NumPy with one batch axis, and where all of it is finite, ``(N,)``."""
     size, n_batch = int(np.prod(measure.batch_shape, dtype=int)), len(measure.batch_shape)
     flat = jax.tree_util.tree_map(

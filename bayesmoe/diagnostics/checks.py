@@ -1,0 +1,332 @@
+"""One verdict on a posterior: every check with its number, its threshold and plain words.
+
+Nothing here depends on how experts are named, but for the prior's influence, for which they are
+named as in the densest draw. What cannot be computed is reported as not checked.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+import arviz_stats
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import scipy.stats
+import xarray as xr
+from arviz_stats.base import array_stats
+from jax import Array
+from xarray import DataTree
+
+from bayesmoe.core.density import conditional_density
+from bayesmoe.core.gate import Gate
+from bayesmoe.core.measure import FIELDS, MixingMeasure
+from bayesmoe.core.model import MoE
+from bayesmoe.diagnostics.alignment import align
+from bayesmoe.diagnostics.determination import densest_draw, determination, free_parameters
+from bayesmoe.diagnostics.mixing import without_labels
+from bayesmoe.diagnostics.posterior import check_tree
+
+_MOST_LISTED = 4  # parameters named in a sentence
+
+
+class Verdict(enum.IntEnum):
+    """How a check ended; the worst of several is the largest."""
+
+    PASSED = 0
+    NOT_CHECKED = 1
+    DOUBTFUL = 2
+    FAILED = 3
+
+    @property
+    def label(self) -> str:
+        return self.name.lower().replace("_", " ")
+
+
+class Check(NamedTuple):
+    """One check: its name, verdict, the number judged (NaN if there is none) and a sentence."""
+
+    name: str
+    verdict: Verdict
+    value: float
+    text: str
+
+
+class Checks(NamedTuple):
+    """All checks of one posterior; prints as a list in plain words."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worst of all."""
+        return max(check.verdict for check in self.checks)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per check, columns ``verdict``, ``value`` and ``text``."""
+        rows = [(c.name, c.verdict.label, c.value, c.text) for c in self.checks]
+        return pd.DataFrame(rows, columns=["check", "verdict", "value", "text"]).set_index("check")
+
+    def __str__(self) -> str:
+        width = max(len(check.name) for check in self.checks)
+        lines = [f"{c.verdict.label:>11}  {c.name:<{width}}  {c.text}" for c in self.checks]
+        return "\n".join([*lines, f"{self.verdict.label:>11}  in all"])
+
+
+class _Limits(NamedTuple):
+    """A number passes up to ``good`` and is doubtful up to ``fair``."""
+
+    good: float
+    fair: float
+
+    def judge(self, value: float) -> Verdict:
+        if np.isnan(value):
+            return Verdict.NOT_CHECKED
+        if value <= self.good:
+            return Verdict.PASSED
+        return Verdict.DOUBTFUL if value <= self.fair else Verdict.FAILED
+
+
+#: rank-normalised split R-hat, the largest (Vehtari et al., Bayesian Analysis 2021)
+RHAT = _Limits(1.01, 1.05)
+#: bulk and tail effective sample size, the least; negative, since more is better
+ESS = _Limits(-400.0, -100.0)
+#: share of divergent transitions
+DIVERGENCES = _Limits(0.001, 0.02)
+#: energy fraction of missing information, the least of the chains; negative
+BFMI = _Limits(-0.3, -0.2)
+#: Pareto k of importance weights, and the share of rows whose k is above it
+PARETO_K = _Limits(0.5, 0.7)
+INFLUENTIAL = _Limits(0.0, 0.02)
+#: share of the mass that is not near the mode sampled; an approximation, so that it fails none
+ELSEWHERE = _Limits(0.05, 1.0)
+#: p-value of a uniform PIT; negative
+UNIFORM = _Limits(-0.01, -1e-4)
+
+
+def check_posterior(model: MoE, tree: DataTree) -> Checks:
+    """Judge a posterior: the sampler, the model and what the data determined.
+
+    Parameters
+    ----------
+    model
+        The model that was sampled.
+    tree
+        From `sample_posterior` or `sample_laplace`; with the groups that `sample_predictive` adds,
+        the prior's influence is checked, too.
+
+    Returns
+    -------
+    The checks, with thresholds `RHAT`, `ESS`, `DIVERGENCES`, `BFMI`, `PARETO_K`, `INFLUENTIAL`,
+    `ELSEWHERE` and `UNIFORM` of this module.
+
+    Raises
+    ------
+    ValueError
+        If ``tree`` lacks a group or does not come from ``model``.
+    """
+    check_tree(model, tree)
+    nuts = tree.attrs.get("method") != "laplace"
+    sampler = (_chains, _effective, _divergences, _energy) if nuts else (_weights, _effective)
+    every: tuple[Callable[[Gate, DataTree], Check], ...] = (
+        *sampler, _modes, _rows, _calibration, _sensitivity, _determined
+    )  # fmt: skip
+    return Checks(tuple(check(model.gate, tree) for check in every))
+
+
+def _check(name: str, limits: _Limits, value: float, text: str) -> Check:
+    return Check(name, limits.judge(value), abs(value), text)
+
+
+def _missing(name: str, group: str) -> Check:
+    text = f"no group {group!r} in the tree; add it with bayesmoe.sample_predictive"
+    return Check(name, Verdict.NOT_CHECKED, np.nan, text)
+
+
+# --- the sampler
+
+
+def _chains(gate: Gate, tree: DataTree) -> Check:
+    if tree["posterior"].sizes["chain"] < 2:
+        return Check("chains", Verdict.NOT_CHECKED, np.nan, "one chain cannot be compared")
+    with np.errstate(invalid="ignore", divide="ignore"):  # chains that never move: NaN
+        rhat = array_stats.rhat(_watched(tree), chain_axis=1, draw_axis=2)
+    value = float(np.max(rhat))
+    if np.isnan(value):
+        return Check("chains", Verdict.FAILED, value, "a chain never moved")
+    text = f"R-hat of quantities without labels is at most {value:.3f} (good to {RHAT.good})"
+    return _check("chains", RHAT, value, text)
+
+
+def _effective(gate: Gate, tree: DataTree) -> Check:
+    if tree.attrs.get("method") == "laplace":
+        least = float(tree.attrs["min_ess"])
+    else:
+        with np.errstate(invalid="ignore", divide="ignore"):
+            watched, axes = _watched(tree), {"chain_axis": 1, "draw_axis": 2}
+            bulk = array_stats.ess(watched, **axes, method="bulk")
+            tail = array_stats.ess(watched, **axes, method="tail", prob=(0.05, 0.95))
+        least = float(np.min([bulk, tail]))
+    text = f"the draws are worth at least {least:.0f} independent ones (good from {-ESS.good:.0f})"
+    return _check("effective draws", ESS, -least, text)
+
+
+def _divergences(gate: Gate, tree: DataTree) -> Check:
+    diverging = np.asarray(tree["sample_stats"]["diverging"])
+    share = float(np.mean(diverging))
+    text = f"{int(diverging.sum())} of {diverging.size} transitions diverged"
+    return _check("divergences", DIVERGENCES, share, text)
+
+
+def _energy(gate: Gate, tree: DataTree) -> Check:
+    least = float(np.min(array_stats.bfmi(tree["sample_stats"]["energy"].values)))
+    text = f"the energy's fraction of missing information is {least:.2f} (good from {-BFMI.good})"
+    return _check("energy", BFMI, -least, text)
+
+
+def _weights(gate: Gate, tree: DataTree) -> Check:
+    k = float(tree.attrs["pareto_k"])
+    text = f"Pareto k of the importance weights is {k:.2f} (good to {PARETO_K.good})"
+    return _check("importance weights", PARETO_K, k, text)
+
+
+def _modes(gate: Gate, tree: DataTree) -> Check:
+    number, share = int(tree.attrs["n_modes"]), float(tree.attrs["mode_weight"])
+    if tree.attrs.get("method") == "laplace" or number == 1:
+        text = f"{number} modes were found; draws come from all" if number > 1 else "one was found"
+        return Check("modes", Verdict.PASSED, 0.0, text)
+    text = (
+        f"{number} modes were found; by Laplace's approximation {1 - share:.0%} of the mass is "
+        "near others than the one where all chains started"
+    )
+    return _check("modes", ELSEWHERE, 1 - share, text)
+
+
+def _watched(tree: DataTree) -> np.ndarray:
+    """Quantities without labels, shape ``(quantity, chain, draw)``."""
+    pointwise = tree["log_likelihood"]["y"].transpose("chain", "draw", "obs").values
+    rows = np.unique(np.linspace(0, pointwise.shape[-1] - 1, 8).astype(int))
+    temperature = tree["posterior"]["temperature"].transpose("chain", "draw").values
+    return without_labels(pointwise.sum(-1), pointwise[..., rows], temperature)
+
+
+# --- the model
+
+
+def _rows(gate: Gate, tree: DataTree) -> Check:
+    """Rows that the posterior hangs on: their leave-one-out weights have no finite variance."""
+    _, k = _leave_one_out(tree)
+    limit = min(PARETO_K.fair, 1 - 1 / np.log10(tree["sample_stats"]["lp"].size))
+    bad = np.flatnonzero(k > limit)
+    text = f"{len(bad)} of {len(k)} rows have a Pareto k above {limit:.2f}" + (
+        f", the first {bad[0]}: the posterior without them may differ" if len(bad) else ""
+    )
+    return _check("influential rows", INFLUENTIAL, len(bad) / len(k), text)
+
+
+def _calibration(gate: Gate, tree: DataTree) -> Check:
+    """Whether P(Y <= y|x) of the rows, each left out, are uniform (Kolmogorov and Smirnov)."""
+    log_weights, _ = _leave_one_out(tree)
+    group = tree["posterior"].to_dataset().transpose("chain", "draw", ...)
+    measures = MixingMeasure(**{field: group[field].values for field in FIELDS})
+    x, y = np.asarray(tree["constant_data"]["x"]), np.asarray(tree["observed_data"]["y"])
+    below = np.asarray(_below(gate, measures, jnp.asarray(x), jnp.asarray(y)))
+    below = below.reshape(-1, len(y))
+    weights = np.exp(log_weights - log_weights.max(axis=0))
+    pit = np.sum(weights * below, axis=0) / np.sum(weights, axis=0)
+    result = scipy.stats.kstest(pit, "uniform")
+    text = (
+        f"P(Y <= y|x) of rows left out is off a uniform law by {result.statistic:.3f} at most, "
+        f"p = {result.pvalue:.2g}"
+    )
+    return _check("calibration", UNIFORM, -float(result.pvalue), text)
+
+
+def _leave_one_out(tree: DataTree) -> tuple[np.ndarray, np.ndarray]:
+    """Smoothed log weights ``(s, n)`` of the draws without each row, and their Pareto k."""
+    pointwise = tree["log_likelihood"]["y"].transpose("chain", "draw", "obs").values
+    rows = pointwise.reshape(-1, pointwise.shape[-1]).T
+    log_weights, k = array_stats.psislw(rows, axis=-1)
+    return np.asarray(log_weights).T, np.asarray(k)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _below(gate: Gate, measures: MixingMeasure, x: Array, y: Array) -> Array:
+    """P(Y <= y_j|x_j) of every draw, shape ``(chain, draw, n)``."""
+
+    def one(measure: MixingMeasure) -> Array:
+        return conditional_density(gate, measure, x).cdf(y)
+
+    return jax.lax.map(lambda chain: jax.lax.map(one, chain), measures)
+
+
+# --- the prior
+
+
+def _sensitivity(gate: Gate, tree: DataTree) -> Check:
+    name = "prior sensitivity"
+    if "log_prior" not in tree.children:
+        return _missing(name, "log_prior")
+    table = _power_scaling(gate, tree)
+    conflict = _labels(table, "conflict")
+    weak = _labels(table, "weak likelihood")
+    if not (conflict or weak):
+        text = "no parameter moves with the prior's weight more than it should"
+        return Check(name, Verdict.PASSED, float(table["prior"].max()), text)
+    parts = [f"prior and data disagree on {_listed(conflict)}"] if conflict else []
+    parts += [f"the prior decides on {_listed(weak)}"] if weak else []
+    return Check(name, Verdict.DOUBTFUL, float(table["prior"].max()), "; ".join(parts))
+
+
+def _power_scaling(gate: Gate, tree: DataTree) -> pd.DataFrame:
+    """ArviZ's table of power-scaling sensitivity of the free parameters."""
+    named = align(tree, gate, densest_draw(tree))
+    draws, shape = free_parameters(named["posterior"], gate), tree["sample_stats"]["lp"].shape
+    columns = {
+        str(name): (("chain", "draw"), values.to_numpy().reshape(shape))
+        for name, values in draws.items()
+    }
+    named["posterior"] = DataTree(xr.Dataset(columns))
+    log = logging.getLogger("arviz_stats")
+    level = log.level
+    log.setLevel(logging.ERROR)  # it warns of what is reported here
+    try:
+        table: pd.DataFrame = arviz_stats.psense_summary(named, round_to=6)
+    finally:
+        log.setLevel(level)
+    return table
+
+
+def _labels(table: pd.DataFrame, diagnosis: str) -> list[str]:
+    return [str(name) for name in table.index[table["diagnosis"].str.contains(diagnosis)]]
+
+
+def _determined(gate: Gate, tree: DataTree) -> Check:
+    name = "determined by data"
+    if "prior" not in tree.children:
+        return _missing(name, "prior")
+    found = determination(gate, tree)
+    widest = float(found.spreads["ratio"].max())
+    if not found.left_to_the_prior:
+        text = f"no parameter keeps more than {widest:.0%} of its prior's spread"
+        return Check(name, Verdict.PASSED, widest, text)
+    parts = [_listed(list(direction.parameters)) for direction in found.left_to_the_prior]
+    first = found.left_to_the_prior[0].ratio
+    text = (
+        f"hardly at all: {'; '.join(parts)} (the posterior is {first:.2g} times as wide as the "
+        "prior there)"
+    )
+    return Check(name, Verdict.DOUBTFUL, first, text)
+
+
+def _listed(names: list[str]) -> str:
+    shown = names[:_MOST_LISTED]
+    more = len(names) - len(shown)
+    if more:
+        return f"{', '.join(shown)} and {more} more"
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} with {shown[-1]}"

@@ -1,0 +1,140 @@
+"""What did the data determine? The posterior's spread in units of the prior's.
+
+Experts are named as in the densest draw, modulo the gate's gauge; positive parameters are judged by
+their logarithms. With every free parameter in units of its prior's spread the prior is as wide in
+all directions; the principal axes along which the posterior is nearly as wide are those that the
+data leave to the prior, whether they are single parameters or several that only move together, as
+on a ray.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from xarray import DataTree
+
+from bayesmoe.core.gate import Gate
+from bayesmoe.core.measure import FIELDS, MixingMeasure
+from bayesmoe.diagnostics.alignment import align
+
+#: a direction is left to the prior where the posterior has more than this share of its spread
+LEFT_TO_THE_PRIOR = 0.5
+
+_NAMED = 0.1  # an axis is named by parameters that have this share of it (squared cosine),
+_TOGETHER = 0.9  # or move with it: this correlation
+_QUARTILES = 1.349  # standard deviations between the quartiles of a normal law
+_TAIL = 4.0  # spreads: draws beyond count as this far, so that none decides alone
+
+Floats = np.ndarray
+
+
+class Direction(NamedTuple):
+    """Parameters that move together, and the posterior's spread along them over the prior's."""
+
+    parameters: tuple[str, ...]
+    ratio: float
+
+
+class Determination(NamedTuple):
+    """What the data determined.
+
+    Attributes
+    ----------
+    spreads
+        One row per free parameter, positive ones by their logarithms; columns ``prior``,
+        ``posterior`` (standard deviations, of the normal laws with the same quartiles) and their
+        ``ratio``.
+    left_to_the_prior
+        The directions whose ratio is above `LEFT_TO_THE_PRIOR`, the widest first.
+    """
+
+    spreads: pd.DataFrame
+    left_to_the_prior: tuple[Direction, ...]
+
+
+def determination(gate: Gate, tree: DataTree) -> Determination:
+    """Compare the posterior's spread with the prior's, parameter by parameter and by direction.
+
+    Parameters
+    ----------
+    gate
+        The model's gate.
+    tree
+        A posterior with the group ``prior``, as `sample_predictive` adds it.
+
+    Raises
+    ------
+    ValueError
+        If there is no group ``prior``.
+    """
+    if "prior" not in tree.children:
+        raise ValueError("the tree has no group 'prior'; add it with bayesmoe.sample_predictive")
+    named = align(tree, gate, densest_draw(tree))
+    posterior, prior = (
+        _on_the_line(free_parameters(named[group], gate)) for group in ("posterior", "prior")
+    )
+    spreads = pd.DataFrame({"prior": _spread(prior), "posterior": _spread(posterior)})
+    spreads = spreads.rename_axis("parameter").assign(ratio=spreads["posterior"] / spreads["prior"])
+    return Determination(spreads, _directions(posterior, spreads["prior"]))
+
+
+def densest_draw(tree: DataTree) -> MixingMeasure:
+    """The draw with the largest log posterior density in the coordinates sampled."""
+    lp = tree["sample_stats"]["lp"].transpose("chain", "draw").values
+    chain, draw = np.unravel_index(np.argmax(lp), lp.shape)
+    group = tree["posterior"].to_dataset().isel(chain=chain, draw=draw)
+    return MixingMeasure(**{field: group[field].values for field in FIELDS})
+
+
+def free_parameters(group: Any, gate: Gate) -> pd.DataFrame:
+    """Draws of the paper's free parameters, one column each under ArviZ's name."""
+    dataset = group.to_dataset().transpose("chain", "draw", ...)
+    last = dataset.sizes["expert"] - 1
+    columns: dict[str, Floats] = {}
+    for field in FIELDS:
+        values = dataset[field]
+        if field == "temperature":
+            if gate.has_temperature:
+                columns[field] = values.values.ravel()
+            continue
+        if field.startswith("gate_"):
+            values = values.isel(expert=slice(0, last))
+        flat = values.values.reshape(
+            dataset.sizes["chain"] * dataset.sizes["draw"], *values.shape[2:]
+        )
+        labels = [values[name].values for name in values.dims[2:]]
+        for place in np.ndindex(*flat.shape[1:]):
+            name = ", ".join(str(label[i]) for label, i in zip(labels, place, strict=True))
+            columns[f"{field}[{name}]"] = flat[(slice(None), *place)]
+    return pd.DataFrame(columns)
+
+
+def _on_the_line(draws: pd.DataFrame) -> pd.DataFrame:
+    """Positive parameters by their logarithms, whose spread has no unit."""
+    positive = [name for name in draws if str(name).startswith(("temperature", "variance"))]
+    logs = draws[positive].apply(np.log).add_prefix("log ")
+    return pd.concat([draws.drop(columns=positive), logs], axis=1)
+
+
+def _spread(draws: pd.DataFrame) -> pd.Series:
+    low, high = (draws.quantile(q) for q in (0.25, 0.75))
+    return (high - low) / _QUARTILES
+
+
+def _directions(posterior: pd.DataFrame, unit: pd.Series) -> tuple[Direction, ...]:
+    """Principal axes of the posterior, in units of the prior, that are too wide."""
+    centred = (posterior - posterior.median()) / unit
+    width = (_TAIL * _spread(centred)).clip(lower=1e-12)
+    clipped = centred.clip(-width, width, axis=1)
+    variances, axes = np.linalg.eigh(np.cov(clipped.to_numpy(), rowvar=False))
+    found = []
+    for variance, axis in zip(variances[::-1], axes.T[::-1], strict=True):
+        ratio = float(np.sqrt(variance))
+        if ratio > LEFT_TO_THE_PRIOR:
+            together = np.abs(clipped.corrwith(clipped @ axis).to_numpy()) >= _TOGETHER
+            named = (axis**2 >= _NAMED) | together
+            order = [i for i in np.argsort(-np.abs(axis), kind="stable") if named[i]]
+            found.append(Direction(tuple(str(posterior.columns[i]) for i in order), ratio))
+    return tuple(found)

@@ -1,0 +1,218 @@
+"""The verdict on a posterior: what must pass, what must not, and what was not checked."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+import scipy.stats
+from xarray import DataTree
+
+import bayesmoe as bm
+from bayesmoe.diagnostics import checks
+from bayesmoe.diagnostics.checks import Check, Checks, Verdict, check_posterior
+
+N, SHAPE = 300, (4, 250)
+
+
+@functools.cache
+def model() -> bm.MoE:
+    return bm.moe("softmax", 1)
+
+
+@functools.cache
+def line() -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=N)
+    return x, 1 + 2 * x + 0.5 * rng.normal(size=N)
+
+
+@functools.cache
+def honest() -> DataTree:
+    return bm.sample_laplace(model(), *line(), n_draws=SHAPE[1])
+
+
+@functools.cache
+def whole() -> DataTree:
+    return bm.sample_predictive(model(), as_nuts(honest()))
+
+
+def as_nuts(tree: DataTree, **stats: np.ndarray) -> DataTree:
+    """Independent draws, passed off as those of chains."""
+    rng = np.random.default_rng(1)
+    changed = tree.copy()
+    group = changed["sample_stats"].to_dataset()
+    values = {"diverging": np.zeros(SHAPE, bool), "energy": rng.normal(size=SHAPE)} | stats
+    changed["sample_stats"] = DataTree(
+        group.assign({name: (("chain", "draw"), value) for name, value in values.items()})
+    )
+    changed.attrs = {**tree.attrs, "method": "nuts"}
+    return changed
+
+
+def shifted(tree: DataTree, by: np.ndarray, sd: float = 1.0) -> DataTree:
+    """The tree with other draws of intercept and variance, and the densities that go with them."""
+    changed = tree.copy()
+    group = tree["posterior"].to_dataset()
+    intercept = group["intercept"] + by[..., None]
+    variance = group["variance"] * sd**2
+    changed["posterior"] = DataTree(group.assign(intercept=intercept, variance=variance))
+    x, y = line()
+    means = group["slope"].values[..., 0, :] * x + intercept.values
+    density = scipy.stats.norm(means, np.sqrt(variance.values)).logpdf(y)
+    old = tree["log_likelihood"].to_dataset()
+    changed["log_likelihood"] = DataTree(old.assign(y=(old["y"].dims, density)))
+    return changed
+
+
+def found(result: Checks, name: str) -> Check:
+    return next(check for check in result.checks if check.name == name)
+
+
+def test_a_good_posterior_passes_everything() -> None:
+    result = check_posterior(model(), whole())
+    assert {check.verdict for check in result.checks} == {Verdict.PASSED}
+    assert result.verdict is Verdict.PASSED
+    names = ["chains", "effective draws", "divergences", "energy", "modes", "influential rows"]
+    names += ["calibration", "prior sensitivity", "determined by data"]
+    assert [check.name for check in result.checks] == names
+    assert found(result, "chains").value < 1.01
+    assert found(result, "effective draws").value > 700  # of 1000 independent draws
+    assert found(result, "divergences").value == 0
+    # with n = 300 the spread is some 3 % of what the prior allows
+    assert found(result, "determined by data").value < 0.2
+
+
+def test_it_reads_well_and_makes_a_table() -> None:
+    result = check_posterior(model(), whole())
+    text = str(result)
+    assert text.splitlines()[-1].split() == ["passed", "in", "all"]
+    assert "0 of 1000 transitions diverged" in text
+    frame = result.to_frame()
+    assert list(frame.columns) == ["verdict", "value", "text"]
+    assert set(frame["verdict"]) == {"passed"}
+
+
+def test_what_is_missing_is_not_checked() -> None:
+    result = check_posterior(model(), as_nuts(honest()))
+    for name, group in (("prior sensitivity", "log_prior"), ("determined by data", "prior")):
+        check = found(result, name)
+        assert check.verdict is Verdict.NOT_CHECKED
+        assert f"no group '{group}'" in check.text
+        assert "bayesmoe.sample_predictive" in check.text
+    assert result.verdict is Verdict.NOT_CHECKED
+    one = as_nuts(honest()).isel(chain=[0])
+    assert found(check_posterior(model(), one), "chains").verdict is Verdict.NOT_CHECKED
+
+
+def test_importance_resampling_has_its_own_evidence() -> None:
+    result = check_posterior(model(), honest())
+    assert [check.name for check in result.checks[:2]] == ["importance weights", "effective draws"]
+    bad = honest().copy()
+    bad.attrs = {**honest().attrs, "pareto_k": 0.9, "min_ess": 20.0}
+    failed = check_posterior(model(), bad)
+    assert found(failed, "importance weights").verdict is Verdict.FAILED
+    assert found(failed, "effective draws").verdict is Verdict.FAILED
+    assert failed.verdict is Verdict.FAILED
+
+
+@pytest.mark.parametrize(
+    ("size", "verdict"), [(0.0, Verdict.PASSED), (0.012, Verdict.DOUBTFUL), (0.3, Verdict.FAILED)]
+)
+def test_chains_that_disagree_are_seen(size: float, verdict: Verdict) -> None:
+    by = np.zeros(SHAPE)
+    by[0] += size  # the intercept's standard deviation is 0.03
+    result = check_posterior(model(), shifted(as_nuts(honest()), by))
+    assert found(result, "chains").verdict is verdict
+
+
+def test_chains_that_repeat_themselves_are_worth_little() -> None:
+    slow = as_nuts(honest()).isel(draw=np.repeat(np.arange(5), 50))
+    assert found(check_posterior(model(), slow), "effective draws").verdict is Verdict.FAILED
+
+
+@pytest.mark.parametrize(
+    ("share", "verdict"), [(0.001, Verdict.PASSED), (0.01, Verdict.DOUBTFUL), (0.1, Verdict.FAILED)]
+)
+def test_divergences_count(share: float, verdict: Verdict) -> None:
+    diverging = (np.arange(1000) < 1000 * share).reshape(SHAPE)
+    check = found(check_posterior(model(), as_nuts(honest(), diverging=diverging)), "divergences")
+    assert check.verdict is verdict
+    assert check.value == pytest.approx(share)
+
+
+def test_energy_that_hardly_changes_is_seen() -> None:
+    energy = np.cumsum(np.random.default_rng(2).normal(size=SHAPE), axis=1)
+    check = found(check_posterior(model(), as_nuts(honest(), energy=energy)), "energy")
+    assert check.verdict is Verdict.FAILED
+    changes = np.mean(np.diff(energy, axis=1) ** 2, axis=1) / np.var(energy, axis=1, ddof=1)
+    assert check.value == pytest.approx(changes.min(), rel=0.02)
+
+
+def test_mass_in_other_modes_is_told() -> None:
+    tree = as_nuts(honest())
+    tree.attrs |= {"n_modes": 3, "mode_weight": 0.7}
+    check = found(check_posterior(model(), tree), "modes")
+    assert check.verdict is Verdict.DOUBTFUL
+    assert "30%" in check.text
+    tree.attrs["method"] = "laplace"
+    assert found(check_posterior(model(), tree), "modes").verdict is Verdict.PASSED
+
+
+def test_a_model_of_the_wrong_width_is_not_calibrated() -> None:
+    """Residuals half as wide as the model has them: their PIT crowds the middle."""
+    check = found(check_posterior(model(), shifted(honest(), np.zeros(SHAPE), 2.0)), "calibration")
+    assert check.verdict is Verdict.FAILED
+    x, y = line()
+    residual = (y - np.polyval(np.polyfit(x, y, 1), x)) / (2 * 0.5)
+    direct = scipy.stats.kstest(scipy.stats.norm.cdf(residual), "uniform")
+    assert check.value < 1e-4
+    assert float(check.text.split("law by ")[1].split()[0]) == pytest.approx(
+        direct.statistic, abs=0.02
+    )
+
+
+def test_rows_that_decide_alone_are_named() -> None:
+    x, y = (part.copy() for part in line())
+    y[7] += 30
+    tree = bm.sample_laplace(model(), x[:40], y[:40], n_draws=SHAPE[1])
+    check = found(check_posterior(model(), tree), "influential rows")
+    assert check.verdict is Verdict.FAILED
+    assert check.value == pytest.approx(1 / 40)
+    assert "the first 7:" in check.text
+
+
+@pytest.mark.slow
+def test_a_prior_that_decides_is_told() -> None:
+    """The ray of the dense-to-sparse gate, by both checks, and no parameter of the experts."""
+    ray = bm.moe("dense_to_sparse", 2)
+    x, y = bm.scenario("lambda", gate="dense_to_sparse").simulate(1, 500)
+    tree = bm.sample_predictive(ray, bm.sample_laplace(ray, x, y, key=3))
+    result = check_posterior(ray, tree)
+    for name in ("prior sensitivity", "determined by data"):
+        check = found(result, name)
+        assert check.verdict is Verdict.DOUBTFUL
+        assert "temperature" in check.text
+        assert "gate_slope[0, 0]" in check.text
+        assert "variance" not in check.text
+
+
+@pytest.mark.parametrize("group", ["posterior", "sample_stats", "log_likelihood"])
+def test_a_tree_without_a_group_is_refused(group: str) -> None:
+    tree = honest().copy()
+    del tree[group]
+    with pytest.raises(ValueError, match=f"no group '{group}'"):
+        check_posterior(model(), tree)
+
+
+def test_another_models_tree_is_refused() -> None:
+    with pytest.raises(ValueError, match="pass the model that was sampled"):
+        check_posterior(bm.moe("softmax", 2), honest())
+
+
+def test_limits_judge() -> None:
+    limits = checks.RHAT
+    judged = [limits.judge(value) for value in (1.0, 1.01, 1.02, 1.05, 1.06, np.nan)]
+    good, fair = [Verdict.PASSED] * 2, [Verdict.DOUBTFUL] * 2
+    assert judged == [*good, *fair, Verdict.FAILED, Verdict.NOT_CHECKED]
