@@ -3,6 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= results/quick
+# whole files to each process: the tests of a file share what they compile
+PARALLEL := -n 2 --dist loadfile
 
 .PHONY: study test test-fast bench lint format types check clean
 
@@ -10,10 +12,10 @@ study: $(VENV)/.study
 	$(BIN)/bayesmoe study run quick --out $(OUT)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest --nbmake --nbmake-timeout=600 tests notebooks
+	$(BIN)/python -m pytest $(PARALLEL) --nbmake --nbmake-timeout=600 tests notebooks
 
 test-fast: $(VENV)/.test
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 # peers get an environment of their own: what they bring along must not take part in the tests
 # R's flexmix takes part where R has it: on Debian, apt-get install r-base-core r-cran-flexmix

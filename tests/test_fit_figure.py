@@ -27,6 +27,7 @@ from bayesmoe.core.measure import FIELDS, MixingMeasure
 from bayesmoe.core.model import make_model
 from bayesmoe.data.table import Table
 from bayesmoe.diagnostics.analysis import Analysis
+from bayesmoe.diagnostics.checks import Checks
 from bayesmoe.inference.outcome import Status
 from bayesmoe.inference.point import Fit
 from bayesmoe.report._curves import MAX_DRAWS, posterior_curves
@@ -76,7 +77,8 @@ def make_analysis(
     posterior.attrs["status"] = "converged"
     map_ = Fit(measure, 0.0, 0.0, Status.CONVERGED, 0.0, 1.0, cast(Any, None))
     table = Table(pd.DataFrame(x, columns=list(names[:d])), pd.Series(y, name=response))
-    return Analysis(make_model(case.gate(K), K), table, map_, map_, measure, posterior)
+    checks = Checks(())  # the figure shows none
+    return Analysis(make_model(case.gate(K), K), table, map_, map_, measure, posterior, checks)
 
 
 def grid_of(analysis: Analysis, points: int) -> np.ndarray:

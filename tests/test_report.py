@@ -472,7 +472,7 @@ def test_several_settings_have_their_own_figures_and_answers(several: Study) -> 
     outline = Outline(page)
     assert outline.open == []
     assert len(outline.named("img")) == 12
-    assert page.count('<button type="button">') == 2 + 9
+    assert page.count('<button type="button">') == 2 + 10
     mle = several.slopes["estimator"] == "mle"
     rows = int((~mle).sum() + mle.sum() // 2)
     assert page.count('<td data-value="') == 2 * rows, "one MLE serves both priors"
@@ -489,6 +489,14 @@ def test_figures_of_a_setting_show_its_own_slopes(several: Study) -> None:
         values = [estimate(r["slope"], r["low"], r["high"]) for _, r in table.iterrows()]
         assert shown == [f"MAP {value}" for value in values]
     assert len({tuple(texts(drawn[n])) for n in drawn if n.endswith("contraction")}) == 4
+
+
+def test_the_law_of_decay_stands_beside_the_slope(study: Study, page: str) -> None:
+    told = set(study.slopes["law"])
+    assert told <= {"power law", "1/log n", "constant", "this range of n cannot tell", "unknown"}
+    assert "power law" in told
+    for law in told:
+        assert f"<td>{law.removeprefix('this range of n ')}</td>" in page
 
 
 def test_one_setting_is_not_named(page: str) -> None:
@@ -679,7 +687,7 @@ def test_page_is_well_formed_accessible_and_self_contained(page: str) -> None:
     identifiers = [a["id"] for _, a in outline.tags if "id" in a]
     assert len(identifiers) == len(set(identifiers))
     assert "http://" not in re.sub(r"base64,[^\"]*", "", page)
-    assert len(outline.named("button")) == 9
+    assert len(outline.named("button")) == 10
 
 
 def changed(slopes: pd.DataFrame, where: dict[str, Any], values: tuple[float, ...]) -> pd.DataFrame:
