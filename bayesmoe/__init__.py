@@ -12,6 +12,7 @@ from bayesmoe.core.model import MoE  # noqa: E402
 from bayesmoe.core.priors import Prior  # noqa: E402
 from bayesmoe.diagnostics.alignment import align  # noqa: E402
 from bayesmoe.diagnostics.checks import Checks, check_posterior  # noqa: E402
+from bayesmoe.diagnostics.comparison import Comparison, compare_models  # noqa: E402
 from bayesmoe.diagnostics.determination import determination  # noqa: E402
 from bayesmoe.diagnostics.posterior import sample_laplace, sample_posterior  # noqa: E402
 from bayesmoe.diagnostics.predictive import sample_predictive  # noqa: E402
@@ -30,6 +31,7 @@ from bayesmoe.theory.voronoi import contraction_radius, voronoi, voronoi_loss  #
 __all__ = [
     "GATES",
     "Checks",
+    "Comparison",
     "EMFit",
     "Fit",
     "MixingMeasure",
@@ -41,6 +43,7 @@ __all__ = [
     "align",
     "check_posterior",
     "compare_decay",
+    "compare_models",
     "contraction_radius",
     "density_losses",
     "determination",

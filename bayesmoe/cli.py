@@ -1,4 +1,4 @@
-"""The command line: ``bayesmoe study run``, ``bayesmoe fit`` and ``bayesmoe identify``.
+"""The command line: ``bayesmoe study run``, ``fit``, ``compare`` and ``identify``.
 
 Errors of the user are one line on stderr and exit status 2, before anything is computed or written.
 """
@@ -17,10 +17,11 @@ from rich.console import Console
 from bayesmoe.core.model import MoE
 from bayesmoe.data.table import read_table, shipped_data_sets
 from bayesmoe.diagnostics.analysis import analyse
+from bayesmoe.diagnostics.comparison import compare_models
 from bayesmoe.models import GATES, make_gate, moe
-from bayesmoe.report.files import check_new, write_analysis, write_study
+from bayesmoe.report.files import check_new, write_analysis, write_comparison, write_study
 from bayesmoe.report.identify import print_identification
-from bayesmoe.report.terminal import StudyProgress, print_analysis, print_study
+from bayesmoe.report.terminal import StudyProgress, print_analysis, print_comparison, print_study
 from bayesmoe.study.engine import CellError, run_study
 from bayesmoe.study.outputs import write_outputs
 from bayesmoe.study.plan import load_plan
@@ -94,6 +95,35 @@ def fit(
 
 
 @app.command()
+def compare(
+    data: Annotated[
+        str, typer.Argument(help=f"A CSV file, or one of {', '.join(shipped_data_sets())}.")
+    ],
+    response: Annotated[str, typer.Option(help="The column to model.")],
+    gates: Annotated[str, typer.Option(help=f"Some of {', '.join(GATES)}, commas between.")],
+    experts: Annotated[str, typer.Option(help="Numbers of experts, as in 1,2,3.")],
+    out: Out,
+    covariate: Annotated[
+        list[str] | None, typer.Option(help="A column to model by; all others by default.")
+    ] = None,
+    activation: Activation = None,
+    top_k: TopK = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seeds starts and chains.")] = 0,
+) -> None:
+    """Compare models on one's own data, and recommend one."""
+    with _user_errors():
+        check_new(out)
+        models = _models(gates, experts, activation, top_k)
+        table = read_table(data, response, covariate or ())
+        comparison = compare_models(
+            models, table, key=seed, observe=lambda text: typer.echo(text, err=True)
+        )
+    write_comparison(out, comparison)
+    print_comparison(comparison)
+    typer.echo(f"results: {out}")
+
+
+@app.command()
 def identify(
     gate: GateName,
     experts: Experts,
@@ -117,6 +147,28 @@ def identify(
         known = _truth(truth, gate, options)
         found = find_identification(model, known, split=split, free_reference=free_reference)
     print_identification(found, known)
+
+
+def _models(gates: str, experts: str, activation: str | None, top_k: int | None) -> list[MoE]:
+    """Every gate with every number of experts; with one expert there is nothing to gate."""
+    names, numbers = ([part.strip() for part in text.split(",")] for text in (gates, experts))
+    if not all(number.isdecimal() for number in numbers):
+        raise ValueError(f"--experts must be whole numbers with commas between, got {experts!r}")
+    options = {
+        "activation_dense_to_sparse": _given(activation=activation),
+        "top_k_sparse": _given(top_k=top_k),
+    }
+    for gate, given in options.items():
+        if given and gate not in names:
+            option = next(iter(given)).replace("_", "-")
+            raise ValueError(f"--{option} is of the gate {gate}; add it to --gates")
+    for name in names:
+        make_gate(name, **options.get(name, {}))
+    return [
+        moe("softmax", 1) if k == 1 else moe(name, k, **options.get(name, {}))
+        for name in names
+        for k in map(int, numbers)
+    ]
 
 
 def _given(**options: Any) -> dict[str, Any]:

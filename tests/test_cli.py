@@ -213,10 +213,12 @@ def test_a_fit_of_real_data_leaves_all_that_it_promises(tmp_path: Path) -> None:
     )  # fmt: skip
     assert "R-hat" in printed
     assert {path.name for path in out.iterdir()} == {
-        "estimates.csv", "starts.csv", "posterior_summary.csv", "posterior.nc", "fit.png",
-        "fit.svg",
+        "estimates.csv", "starts.csv", "posterior_summary.csv", "checks.csv", "posterior.nc",
+        "fit.png", "fit.svg",
     }  # fmt: skip
     estimates = pd.read_csv(out / "estimates.csv", index_col="parameter")
+    checks = pd.read_csv(out / "checks.csv", index_col="check")
+    assert set(checks["verdict"]) <= {"passed", "doubtful", "failed"}, "all were checked"
     summary = pd.read_csv(out / "posterior_summary.csv", index_col="parameter")
     assert list(estimates.columns) == ["mle", "map"]
     # a line on the data's own scale: about 10 tonnes for the one group, rising for the other

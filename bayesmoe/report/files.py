@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
 import xarray as xr
 
 from bayesmoe.diagnostics.analysis import Analysis, estimates, posterior_summary
+from bayesmoe.diagnostics.comparison import Comparison
+from bayesmoe.report.compare_figure import compare_figure
 from bayesmoe.report.figures import save, study_figures
 from bayesmoe.report.fit_figure import fit_figure
 from bayesmoe.report.html import render_study
@@ -46,9 +50,7 @@ def write_analysis(directory: Path, analysis: Analysis) -> None:
     ``estimates.csv``, ``starts.csv``, ``posterior_summary.csv``, ``checks.csv``, ``posterior.nc``,
     ``fit.png`` and ``fit.svg`` are written to a hidden directory beside it, which is then renamed.
     """
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    try:
+    with _whole(directory) as partial:
         estimates(analysis).to_csv(partial / "estimates.csv")
         _starts(analysis).to_csv(partial / "starts.csv", index=False)
         summary = posterior_summary(analysis.posterior, analysis.model.gate)
@@ -56,6 +58,26 @@ def write_analysis(directory: Path, analysis: Analysis) -> None:
         analysis.checks.to_frame().to_csv(partial / "checks.csv")
         analysis.posterior.to_netcdf(partial / "posterior.nc", engine="h5netcdf")
         save(fit_figure(analysis), partial / "fit")
+
+
+def write_comparison(directory: Path, comparison: Comparison) -> None:
+    """Write ``comparison.csv``, ``.png``, ``.svg`` and ``recommendation.txt`` to a new directory.
+
+    They appear together, as those of `write_analysis` do.
+    """
+    with _whole(directory) as partial:
+        comparison.to_frame().to_csv(partial / "comparison.csv")
+        (partial / "recommendation.txt").write_text(f"{comparison}\n", encoding="utf-8")
+        save(compare_figure(comparison), partial / "comparison")
+
+
+@contextlib.contextmanager
+def _whole(directory: Path) -> Iterator[Path]:
+    """A hidden directory beside ``directory``, which is renamed to it if nothing is raised."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        yield partial
         partial.chmod(0o755)
         os.replace(partial, directory)
     finally:

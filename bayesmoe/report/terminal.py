@@ -22,7 +22,8 @@ from rich.table import Table
 
 from bayesmoe.diagnostics.analysis import Analysis, estimates, posterior_summary
 from bayesmoe.diagnostics.checks import Checks
-from bayesmoe.report.style import ESTIMATOR_LABELS, STATUS_LABELS, estimate, specification
+from bayesmoe.diagnostics.comparison import Comparison
+from bayesmoe.report.style import ESTIMATOR_LABELS, STATUS_LABELS, estimate, number, specification
 from bayesmoe.study.plan import Cell, Plan
 
 #: the quantities of the table at the end of a study; losses are normalised
@@ -161,6 +162,37 @@ def print_analysis(analysis: Analysis) -> None:
     console.print(_frame_table(estimates(analysis), "Point estimates"))
     summary = posterior_summary(analysis.posterior, analysis.model.gate)
     console.print(_frame_table(summary[list(_SUMMARY)].rename(columns=_SUMMARY), "Posterior"))
+
+
+_LEAST_WIDTH = 118  # columns that a comparison's table needs
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """The table of all models, and the recommendation below it."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, _LEAST_WIDTH)
+    table = Table(box=None, pad_edge=False)
+    table.add_column("model", no_wrap=True)
+    headings = ("p", "log-lik.", "AIC", "BIC", "ICL", "elpd", "difference", "weight", "experts")
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, row in comparison.to_frame().iterrows():
+        table.add_row(*_comparison_row(str(name), row), style="bold" if row["recommended"] else "")
+    console.print(table)
+    console.print(escape(f"\n{comparison}"), highlight=False, soft_wrap=True)
+
+
+def _comparison_row(name: str, row: pd.Series) -> list[str]:
+    criteria = [number(row[column], 1) for column in ("aic", "bic", "icl", "elpd")]
+    compared = ["unreliable", ""]
+    if row["reliable"]:
+        difference = f"{number(row['elpd_diff'], 1)} ± {number(row['elpd_diff_se'], 1)}"
+        compared = [difference, number(row["weight"])]
+    return [
+        escape(name), str(row["n_parameters"]), number(row["log_likelihood"]), *criteria, *compared,
+        number(row["effective_experts"], 1),
+    ]  # fmt: skip
 
 
 def _checks_table(checks: Checks) -> Table:
