@@ -276,10 +276,10 @@ def _sensitivity(gate: Gate, tree: DataTree) -> Check:
     conflict = _labels(table, "conflict")
     weak = _labels(table, "weak likelihood")
     if not (conflict or weak):
-        text = "no parameter moves with the prior's weight more than it should"
+        text = "no parameter moves when the prior is given more or less weight"
         return Check(name, Verdict.PASSED, float(table["prior"].max()), text)
-    parts = [f"prior and data disagree on {_listed(conflict)}"] if conflict else []
-    parts += [f"the prior decides on {_listed(weak)}"] if weak else []
+    parts = [f"prior and data both move {_listed(conflict)}"] if conflict else []
+    parts += [f"the prior more than the data moves {_listed(weak)}"] if weak else []
     return Check(name, Verdict.DOUBTFUL, float(table["prior"].max()), "; ".join(parts))
 
 

@@ -19,10 +19,19 @@ from bayesmoe.report._blocks import blocks
 from bayesmoe.report._contraction import contraction
 from bayesmoe.report._study import estimators, fitted, split, temperature_gates
 from bayesmoe.report._temperature_sd import temperature_sd
+from bayesmoe.report.ray_figure import Series, ray_figure
 from bayesmoe.report.style import style
 from bayesmoe.study.store import write_atomic
 
-__all__ = ["blocks", "contraction", "save", "study_figures", "temperature_sd"]
+__all__ = [
+    "Series",
+    "blocks",
+    "contraction",
+    "ray_figure",
+    "save",
+    "study_figures",
+    "temperature_sd",
+]
 
 
 def study_figures(results: xr.Dataset, slopes: pd.DataFrame) -> dict[str, Figure]:
