@@ -80,3 +80,11 @@ def test_a_binary_file_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00\x01" * 50)
     with pytest.raises(ValueError, match="cannot be read as CSV"):
         read_table(str(path), "y")
+
+
+def test_a_directory_does_not_hide_a_shipped_data_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "co2").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert len(read_table("co2", "co2", ["gnp"]).y) == 28

@@ -76,7 +76,7 @@ def read_table(source: str, response: str, covariates: Sequence[str] = ()) -> Ta
 
 def _read(source: str) -> pd.DataFrame:
     path = Path(source)
-    if not path.exists():
+    if not path.exists() or path.is_dir():
         path = shipped_data_sets().get(source.removesuffix(".csv"), path)
     try:
         # header=None, so that pandas does not rename columns that occur twice
