@@ -7,26 +7,26 @@ import jax
 
 jax.config.update("jax_enable_x64", True)
 
-from bayesmoe.core.measure import MixingMeasure  # noqa: E402
-from bayesmoe.core.model import MoE  # noqa: E402
-from bayesmoe.core.priors import Prior  # noqa: E402
-from bayesmoe.diagnostics.alignment import align  # noqa: E402
-from bayesmoe.diagnostics.checks import Checks, check_posterior  # noqa: E402
-from bayesmoe.diagnostics.comparison import Comparison, compare_models  # noqa: E402
-from bayesmoe.diagnostics.determination import determination  # noqa: E402
-from bayesmoe.diagnostics.posterior import sample_laplace, sample_posterior  # noqa: E402
-from bayesmoe.diagnostics.predictive import sample_predictive  # noqa: E402
-from bayesmoe.inference.em import EMFit, fit_em  # noqa: E402
-from bayesmoe.inference.outcome import Status  # noqa: E402
-from bayesmoe.inference.point import Fit, fit_map, fit_mle  # noqa: E402
-from bayesmoe.inference.uncertainty import StandardErrors, standard_errors  # noqa: E402
-from bayesmoe.models import GATES, moe  # noqa: E402
-from bayesmoe.study.scenario import Scenario, scenario  # noqa: E402
-from bayesmoe.theory.decay import compare_decay  # noqa: E402
-from bayesmoe.theory.density_loss import density_losses  # noqa: E402
-from bayesmoe.theory.identifiability import identify  # noqa: E402
-from bayesmoe.theory.independence import independence  # noqa: E402
-from bayesmoe.theory.voronoi import contraction_radius, voronoi, voronoi_loss  # noqa: E402
+from bayesmoe.core.measure import MixingMeasure
+from bayesmoe.core.model import MoE
+from bayesmoe.core.priors import Prior
+from bayesmoe.diagnostics.alignment import align
+from bayesmoe.diagnostics.checks import Checks, check_posterior
+from bayesmoe.diagnostics.comparison import Comparison, compare_models
+from bayesmoe.diagnostics.determination import determination
+from bayesmoe.diagnostics.posterior import sample_laplace, sample_posterior
+from bayesmoe.diagnostics.predictive import sample_predictive
+from bayesmoe.inference.em import EMFit, fit_em
+from bayesmoe.inference.outcome import Status
+from bayesmoe.inference.point import Fit, fit_map, fit_mle
+from bayesmoe.inference.uncertainty import StandardErrors, standard_errors
+from bayesmoe.models import GATES, moe
+from bayesmoe.study.scenario import Scenario, scenario
+from bayesmoe.theory.decay import compare_decay
+from bayesmoe.theory.density_loss import density_losses
+from bayesmoe.theory.identifiability import identify
+from bayesmoe.theory.independence import independence
+from bayesmoe.theory.voronoi import contraction_radius, voronoi, voronoi_loss
 
 __all__ = [
     "GATES",

@@ -39,6 +39,15 @@ study = typer.Typer(help="Convergence studies.", no_args_is_help=True)
 app.add_typer(study, name="study")
 
 Out = Annotated[Path, typer.Option("--out", help="Directory for the results.")]
+Data = Annotated[
+    str, typer.Argument(help=f"A CSV file, or one of {', '.join(shipped_data_sets())}.")
+]
+Response = Annotated[str, typer.Option("--response", help="The column to model.")]
+Covariates = Annotated[
+    list[str] | None,
+    typer.Option("--covariate", help="A column to model by; all others by default."),
+]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seeds starts and chains.")]
 GateName = Annotated[str, typer.Option("--gate", help=f"One of {', '.join(GATES)}.")]
 Experts = Annotated[int, typer.Option("--experts", help="The number of experts k.")]
 Activation = Annotated[
@@ -68,20 +77,16 @@ def study_run(
 
 @app.command()
 def fit(
-    data: Annotated[
-        str, typer.Argument(help=f"A CSV file, or one of {', '.join(shipped_data_sets())}.")
-    ],
-    response: Annotated[str, typer.Option(help="The column to model.")],
+    data: Data,
+    response: Response,
     gate: GateName,
     experts: Experts,
     out: Out,
-    covariate: Annotated[
-        list[str] | None, typer.Option(help="A column to model by; all others by default.")
-    ] = None,
+    covariate: Covariates = None,
     activation: Activation = None,
     top_k: TopK = None,
     prior: Annotated[str, typer.Option(help="weak or compact.")] = "weak",
-    seed: Annotated[int, typer.Option(min=0, help="Seeds starts and chains.")] = 0,
+    seed: Seed = 0,
 ) -> None:
     """Fit one model to one's own data: MLE, MAP and posterior."""
     with _user_errors():
@@ -96,19 +101,15 @@ def fit(
 
 @app.command()
 def compare(
-    data: Annotated[
-        str, typer.Argument(help=f"A CSV file, or one of {', '.join(shipped_data_sets())}.")
-    ],
-    response: Annotated[str, typer.Option(help="The column to model.")],
+    data: Data,
+    response: Response,
     gates: Annotated[str, typer.Option(help=f"Some of {', '.join(GATES)}, commas between.")],
     experts: Annotated[str, typer.Option(help="Numbers of experts, as in 1,2,3.")],
     out: Out,
-    covariate: Annotated[
-        list[str] | None, typer.Option(help="A column to model by; all others by default.")
-    ] = None,
+    covariate: Covariates = None,
     activation: Activation = None,
     top_k: TopK = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seeds starts and chains.")] = 0,
+    seed: Seed = 0,
 ) -> None:
     """Compare models on one's own data, and recommend one."""
     with _user_errors():

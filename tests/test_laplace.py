@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import arviz_stats
 import jax
@@ -16,7 +16,7 @@ from oracles import Floats, Oracle
 from xarray import DataTree
 
 import bayesmoe as bm
-from bayesmoe.inference.laplace import _log_proposal, _systematic
+from bayesmoe.inference.laplace import _log_proposal, _propose, _systematic, _weigh
 from bayesmoe.inference.modes import Modes, find_modes
 from bayesmoe.inference.posterior import make_posterior
 
@@ -105,6 +105,27 @@ def test_proposals_have_the_density_of_a_mixture_of_t_laws() -> None:
     ]
     expected = np.log(sum(s * law.pdf(u) for s, law in zip(shares, laws, strict=True)))
     np.testing.assert_allclose(got, expected, rtol=1e-10)
+
+
+class TwoHills(NamedTuple):
+    """A density of mass 3 on two normal laws, as a target."""
+
+    def log_density(self, u: jax.Array, data: Any) -> jax.Array:
+        heights = jnp.stack([jnp.log(2.4) - jnp.sum((u - 3) ** 2) / 2,
+                             jnp.log(0.6) - jnp.sum((u + 3) ** 2) / 2])  # fmt: skip
+        return jax.nn.logsumexp(heights) - jnp.log(2 * jnp.pi)
+
+
+def test_proposals_and_their_weights_belong_together() -> None:
+    """The mean weight is the mass of the density, to five standard errors, from both modes."""
+    centres, roots = jnp.asarray([[3.0, 3.0], [-3.0, -3.0]]), jnp.stack([jnp.eye(2)] * 2)
+    modes = Modes(centres, roots, jnp.log(jnp.asarray([0.999, 0.001])))
+    u = _propose(modes, np.random.default_rng(2), 40_000)
+    _, log_ratio = _weigh(TwoHills(), None, modes, jnp.asarray(u))
+    for side, mass in ((u[:, 0] > 0, 2.4), (u[:, 0] < 0, 0.6)):
+        weights = np.exp(np.asarray(log_ratio)) * side
+        assert abs(weights.mean() - mass) < 5 * weights.std() / np.sqrt(len(u))
+        assert weights.std() / np.sqrt(len(u)) < 0.03 * mass
 
 
 def test_resampling_keeps_to_the_weights() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from bayesmoe.study import programs
+from bayesmoe.study import engine, programs
+from bayesmoe.study.plan import load_plan
 from bayesmoe.study.programs import bound_compiled_programs
 
 linux = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="a limit of Linux")
@@ -50,3 +52,19 @@ def test_without_a_limit_nothing_is_forgotten(
     monkeypatch.setattr(programs, "_MAPS", tmp_path / "none")
     assert not bound_compiled_programs()
     assert _size() == 1
+
+
+def test_a_study_looks_after_every_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In between, no more can be compiled than one cell needs."""
+    seen: list[str] = []
+
+    class Recorder:
+        def write(self, name: str, arrays: dict[str, Any]) -> None:
+            seen.append(name)
+
+    plan = load_plan("quick")
+    cell = next(iter(plan.cells()))
+    monkeypatch.setattr(engine, "compute_cell", lambda plan, cell: {})
+    monkeypatch.setattr(engine, "bound_compiled_programs", lambda: seen.append("looked"))
+    engine._compute(plan, Recorder(), cell)
+    assert seen == [cell.name, "looked"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import enum
 import functools
 import logging
-from collections.abc import Callable
 from typing import NamedTuple
 
 import arviz_stats
@@ -25,12 +24,14 @@ from xarray import DataTree
 
 from bayesmoe.core.density import conditional_density
 from bayesmoe.core.gate import Gate
-from bayesmoe.core.measure import FIELDS, MixingMeasure
+from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE
 from bayesmoe.diagnostics.alignment import align
 from bayesmoe.diagnostics.determination import densest_draw, determination, free_parameters
 from bayesmoe.diagnostics.mixing import without_labels
 from bayesmoe.diagnostics.posterior import check_tree
+from bayesmoe.inference.posterior import watched_rows
+from bayesmoe.theory.voronoi import as_measure
 
 _MOST_LISTED = 4  # parameters named in a sentence
 
@@ -133,10 +134,14 @@ def check_posterior(model: MoE, tree: DataTree) -> Checks:
     check_tree(model, tree)
     nuts = tree.attrs.get("method") != "laplace"
     sampler = (_chains, _effective, _divergences, _energy) if nuts else (_weights, _effective)
-    every: tuple[Callable[[Gate, DataTree], Check], ...] = (
-        *sampler, _modes, _rows, _calibration, _sensitivity, _determined
-    )  # fmt: skip
-    return Checks(tuple(check(model.gate, tree) for check in every))
+    return Checks(
+        (
+            *(check(tree) for check in (*sampler, _modes)),
+            *_left_out(model.gate, tree),
+            _sensitivity(model.gate, tree),
+            _determined(model.gate, tree),
+        )
+    )
 
 
 def _check(name: str, limits: _Limits, value: float, text: str) -> Check:
@@ -151,7 +156,7 @@ def _missing(name: str, group: str) -> Check:
 # --- the sampler
 
 
-def _chains(gate: Gate, tree: DataTree) -> Check:
+def _chains(tree: DataTree) -> Check:
     if tree["posterior"].sizes["chain"] < 2:
         return Check("chains", Verdict.NOT_CHECKED, np.nan, "one chain cannot be compared")
     with np.errstate(invalid="ignore", divide="ignore"):  # chains that never move: NaN
@@ -163,7 +168,7 @@ def _chains(gate: Gate, tree: DataTree) -> Check:
     return _check("chains", RHAT, value, text)
 
 
-def _effective(gate: Gate, tree: DataTree) -> Check:
+def _effective(tree: DataTree) -> Check:
     if tree.attrs.get("method") == "laplace":
         least = float(tree.attrs["min_ess"])
     else:
@@ -176,26 +181,26 @@ def _effective(gate: Gate, tree: DataTree) -> Check:
     return _check("effective draws", ESS, -least, text)
 
 
-def _divergences(gate: Gate, tree: DataTree) -> Check:
+def _divergences(tree: DataTree) -> Check:
     diverging = np.asarray(tree["sample_stats"]["diverging"])
     share = float(np.mean(diverging))
     text = f"{int(diverging.sum())} of {diverging.size} transitions diverged"
     return _check("divergences", DIVERGENCES, share, text)
 
 
-def _energy(gate: Gate, tree: DataTree) -> Check:
+def _energy(tree: DataTree) -> Check:
     least = float(np.min(array_stats.bfmi(tree["sample_stats"]["energy"].values)))
     text = f"the energy's fraction of missing information is {least:.2f} (good from {-BFMI.good})"
     return _check("energy", BFMI, -least, text)
 
 
-def _weights(gate: Gate, tree: DataTree) -> Check:
+def _weights(tree: DataTree) -> Check:
     k = float(tree.attrs["pareto_k"])
     text = f"Pareto k of the importance weights is {k:.2f} (good to {PARETO_K.good})"
     return _check("importance weights", PARETO_K, k, text)
 
 
-def _modes(gate: Gate, tree: DataTree) -> Check:
+def _modes(tree: DataTree) -> Check:
     number, share = int(tree.attrs["n_modes"]), float(tree.attrs["mode_weight"])
     if tree.attrs.get("method") == "laplace" or number == 1:
         text = f"{number} modes were found; draws come from all" if number > 1 else "one was found"
@@ -210,7 +215,7 @@ def _modes(gate: Gate, tree: DataTree) -> Check:
 def _watched(tree: DataTree) -> np.ndarray:
     """Quantities without labels, shape ``(quantity, chain, draw)``."""
     pointwise = tree["log_likelihood"]["y"].transpose("chain", "draw", "obs").values
-    rows = np.unique(np.linspace(0, pointwise.shape[-1] - 1, 8).astype(int))
+    rows = watched_rows(pointwise.shape[-1])
     temperature = tree["posterior"]["temperature"].transpose("chain", "draw").values
     return without_labels(pointwise.sum(-1), pointwise[..., rows], temperature)
 
@@ -218,10 +223,16 @@ def _watched(tree: DataTree) -> np.ndarray:
 # --- the model
 
 
-def _rows(gate: Gate, tree: DataTree) -> Check:
+def _left_out(gate: Gate, tree: DataTree) -> tuple[Check, Check]:
+    """What leaving each row out in turn tells, by importance: influence and calibration."""
+    pointwise = tree["log_likelihood"]["y"].transpose("chain", "draw", "obs").values
+    log_weights, k = array_stats.psislw(pointwise.reshape(-1, pointwise.shape[-1]).T, axis=-1)
+    return _influence(np.asarray(k), len(log_weights.T)), _calibration(gate, tree, log_weights.T)
+
+
+def _influence(k: np.ndarray, n_draws: int) -> Check:
     """Rows that the posterior hangs on: their leave-one-out weights have no finite variance."""
-    _, k = _leave_one_out(tree)
-    limit = min(PARETO_K.fair, 1 - 1 / np.log10(tree["sample_stats"]["lp"].size))
+    limit = min(PARETO_K.fair, 1 - 1 / np.log10(n_draws))
     bad = np.flatnonzero(k > limit)
     text = f"{len(bad)} of {len(k)} rows have a Pareto k above {limit:.2f}" + (
         f", the first {bad[0]}: the posterior without them may differ" if len(bad) else ""
@@ -229,30 +240,18 @@ def _rows(gate: Gate, tree: DataTree) -> Check:
     return _check("influential rows", INFLUENTIAL, len(bad) / len(k), text)
 
 
-def _calibration(gate: Gate, tree: DataTree) -> Check:
+def _calibration(gate: Gate, tree: DataTree, log_weights: np.ndarray) -> Check:
     """Whether P(Y <= y|x) of the rows, each left out, are uniform (Kolmogorov and Smirnov)."""
-    log_weights, _ = _leave_one_out(tree)
-    group = tree["posterior"].to_dataset().transpose("chain", "draw", ...)
-    measures = MixingMeasure(**{field: group[field].values for field in FIELDS})
     x, y = np.asarray(tree["constant_data"]["x"]), np.asarray(tree["observed_data"]["y"])
-    below = np.asarray(_below(gate, measures, jnp.asarray(x), jnp.asarray(y)))
-    below = below.reshape(-1, len(y))
+    below = np.asarray(_below(gate, as_measure(tree), jnp.asarray(x), jnp.asarray(y)))
     weights = np.exp(log_weights - log_weights.max(axis=0))
-    pit = np.sum(weights * below, axis=0) / np.sum(weights, axis=0)
+    pit = np.sum(weights * below.reshape(weights.shape), axis=0) / np.sum(weights, axis=0)
     result = scipy.stats.kstest(pit, "uniform")
     text = (
         f"P(Y <= y|x) of rows left out is off a uniform law by {result.statistic:.3f} at most, "
         f"p = {result.pvalue:.2g}"
     )
     return _check("calibration", UNIFORM, -float(result.pvalue), text)
-
-
-def _leave_one_out(tree: DataTree) -> tuple[np.ndarray, np.ndarray]:
-    """Smoothed log weights ``(s, n)`` of the draws without each row, and their Pareto k."""
-    pointwise = tree["log_likelihood"]["y"].transpose("chain", "draw", "obs").values
-    rows = pointwise.reshape(-1, pointwise.shape[-1]).T
-    log_weights, k = array_stats.psislw(rows, axis=-1)
-    return np.asarray(log_weights).T, np.asarray(k)
 
 
 @functools.partial(jax.jit, static_argnums=0)

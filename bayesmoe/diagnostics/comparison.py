@@ -47,7 +47,7 @@ from xarray import DataTree
 
 from bayesmoe.core.density import conditional_density
 from bayesmoe.core.gate import Gate
-from bayesmoe.core.measure import FIELDS, MixingMeasure
+from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE, make_model
 from bayesmoe.core.validate import as_key, check_estimable, check_observations
 from bayesmoe.data.table import Table
@@ -62,6 +62,7 @@ from bayesmoe.diagnostics.recommendation import (
 from bayesmoe.inference.point import Fit, fit_map, fit_mle
 from bayesmoe.inference.posterior import check_proper
 from bayesmoe.models import Softmax
+from bayesmoe.theory.voronoi import as_measure
 
 #: rows of one model whose Pareto k is bad are refitted up to this number; beyond it none is
 MAX_REFITS = 10
@@ -253,7 +254,7 @@ def _assess(
     p = n_free - _n_undetermined(model)
     bic = -2 * mle.log_likelihood + p * np.log(len(y))
     shares, _ = _usage(model.gate, _batch_of_one(mle.measure), x, y)
-    _, effective = _usage(model.gate, _draws(posterior), x, y)
+    _, effective = _usage(model.gate, as_measure(posterior), x, y)
     loo, bad, refitted = _leave_one_out(name, model, table, posterior, key, observe)
     return Assessment(
         name, model, mle, map_, posterior,
@@ -268,12 +269,6 @@ def _n_undetermined(model: MoE) -> int:
     """Free parameters on which the likelihood does not depend."""
     gate, k = model.gate, model.n_experts
     return int(k > 1 and (gate.ray or gate.subset_size == 1))
-
-
-def _draws(posterior: DataTree) -> MixingMeasure:
-    """Of batch shape ``(chain, draw)``."""
-    group = posterior["posterior"].to_dataset().transpose("chain", "draw", ...)
-    return MixingMeasure(**{field: group[field].values for field in FIELDS})
 
 
 def _batch_of_one(measure: MixingMeasure) -> MixingMeasure:
@@ -335,7 +330,7 @@ def _refit(model: MoE, table: Table, row: int, key: Array) -> float:
     if posterior.attrs["status"] != "converged":
         return float("nan")
     at = slice(row, row + 1)
-    terms = model.log_likelihood(_draws(posterior), table.x[at], table.y[at])
+    terms = model.log_likelihood(as_measure(posterior), table.x[at], table.y[at])
     return float(scipy.special.logsumexp(terms) - np.log(terms.size))
 
 

@@ -21,6 +21,7 @@ from bayesmoe.core.scaling import Scaling
 from bayesmoe.core.validate import as_key, check_whole
 from bayesmoe.diagnostics.posterior import DIMS, check_tree
 from bayesmoe.inference.posterior import check_proper
+from bayesmoe.theory.voronoi import as_measure
 
 N_PRIOR_DRAWS = 1000
 
@@ -57,9 +58,11 @@ def sample_predictive(
     posterior_key, prior_key, response_key = jax.random.split(as_key(key), 3)
     whole = sample_prior(model, tree, key=prior_key, n_prior_draws=n_prior_draws)
     x = jnp.asarray(tree["constant_data"]["x"].values)
+    drawn = whole["prior"].to_dataset()
+    prior = MixingMeasure(**{field: drawn[field].values for field in FIELDS})
     groups = {
-        f"{group}_predictive": {"y": _simulate(model.gate, _measures(whole, group), x, own)}
-        for group, own in (("posterior", posterior_key), ("prior", response_key))
+        "posterior_predictive": {"y": _simulate(model.gate, as_measure(tree), x, posterior_key)},
+        "prior_predictive": {"y": _simulate(model.gate, prior, x, response_key)},
     }
     coords = {"obs": tree["observed_data"]["obs"]}
     whole.update(arviz_base.from_dict(groups, dims=DIMS, coords=coords).children)
@@ -79,17 +82,11 @@ def sample_prior(
     prior = _draw_prior(model, scaling, x, y, as_key(key), n_prior_draws)
     fields = {"prior": {field: getattr(prior, field) for field in FIELDS}}
     coords: dict[str, Any] = {name: tree["posterior"][name] for name in ("expert", "covariate")}
-    density = _log_prior(model, scaling, x, y, _measures(tree, "posterior"))
+    density = _log_prior(model, scaling, x, y, as_measure(tree))
     whole = tree.copy()
     whole.update(arviz_base.from_dict(fields, dims=DIMS, coords=coords).children)
     whole.update(arviz_base.from_dict({"log_prior": density}).children)
     return whole
-
-
-def _measures(tree: DataTree, group: str) -> MixingMeasure:
-    """Of batch shape ``(chain, draw)``."""
-    dataset = tree[group].to_dataset().transpose("chain", "draw", ...)
-    return MixingMeasure(**{field: dataset[field].values for field in FIELDS})
 
 
 def _program(model: MoE, scaling: Scaling, x: Array, y: Array) -> None:

@@ -56,12 +56,17 @@ class Posterior(NamedTuple):
 
     def restore(self, u: Array) -> Sampled:
         """Draws u of shape ``(chain, draw, p)`` in the coordinates sampled."""
-        rows = np.unique(np.linspace(0, len(self.y) - 1, _N_ROWS).astype(int))
+        rows = watched_rows(len(self.y))
         # indexed by NumPy: JAX would compile the indexing for every n
         watched = np.asarray(self.x)[rows], np.asarray(self.y)[rows]
         measures, total, by_row = _restore(self.target, self.scaling, self.data, *watched, u)
         total = total - len(self.y) * jnp.log(self.scaling.y_scale)
         return Sampled(measures, total, by_row, rows)
+
+
+def watched_rows(n: int) -> np.ndarray:
+    """Indices of rows spread over n, whose density is watched."""
+    return np.unique(np.linspace(0, n - 1, _N_ROWS).astype(int))
 
 
 def make_posterior(
