@@ -25,9 +25,9 @@ def _whole_way(truth: bm.Scenario, seed: int, n: int) -> None:
 def test_another_seed_and_sample_size_compile_nothing(caplog: pytest.LogCaptureFixture) -> None:
     truth = bm.scenario("weak")
     with caplog.at_level(logging.DEBUG, logger="jax"), jax.log_compiles():
-        _whole_way(truth, 0, 150)
+        _whole_way(truth, 0, 1100)  # beyond the shortest stream
         assert any("Compiling" in record.getMessage() for record in caplog.records)
         caplog.clear()
-        _whole_way(truth, 1, 190)
+        _whole_way(truth, 1, 1300)
     messages = [record.getMessage() for record in caplog.records]
     assert [text for text in messages if "Compiling" in text or "XLA comp" in text] == []
