@@ -15,7 +15,9 @@ from bayesmoe.diagnostics.checks import Checks, check_posterior
 from bayesmoe.diagnostics.comparison import Comparison, compare_models
 from bayesmoe.diagnostics.determination import determination
 from bayesmoe.diagnostics.posterior import sample_laplace, sample_posterior
+from bayesmoe.diagnostics.prediction import Predictive
 from bayesmoe.diagnostics.predictive import sample_predictive
+from bayesmoe.inference.annealing import Annealing, anneal
 from bayesmoe.inference.em import EMFit, fit_em
 from bayesmoe.inference.outcome import Status
 from bayesmoe.inference.point import Fit, fit_map, fit_mle
@@ -30,17 +32,20 @@ from bayesmoe.theory.voronoi import contraction_radius, voronoi, voronoi_loss
 
 __all__ = [
     "GATES",
+    "Annealing",
     "Checks",
     "Comparison",
     "EMFit",
     "Fit",
     "MixingMeasure",
     "MoE",
+    "Predictive",
     "Prior",
     "Scenario",
     "StandardErrors",
     "Status",
     "align",
+    "anneal",
     "check_posterior",
     "compare_decay",
     "compare_models",
