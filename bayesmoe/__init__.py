@@ -13,6 +13,7 @@ from bayesmoe.core.priors import Prior
 from bayesmoe.diagnostics.alignment import align
 from bayesmoe.diagnostics.checks import Checks, check_posterior
 from bayesmoe.diagnostics.comparison import Comparison, compare_models
+from bayesmoe.diagnostics.concentration import Concentration, concentration, coverage
 from bayesmoe.diagnostics.determination import determination
 from bayesmoe.diagnostics.posterior import sample_laplace, sample_posterior
 from bayesmoe.diagnostics.prediction import Predictive
@@ -35,6 +36,7 @@ __all__ = [
     "Annealing",
     "Checks",
     "Comparison",
+    "Concentration",
     "EMFit",
     "Fit",
     "MixingMeasure",
@@ -49,7 +51,9 @@ __all__ = [
     "check_posterior",
     "compare_decay",
     "compare_models",
+    "concentration",
     "contraction_radius",
+    "coverage",
     "density_losses",
     "determination",
     "fit_em",
