@@ -113,6 +113,34 @@ def test_the_interval_covers_in_simulated_studies(law: str, r: int) -> None:
     assert np.median(widths) < 2.5
 
 
+def location_mle(y: np.ndarray) -> np.ndarray:
+    """θ >= 0 of ½N(-θ, 1) + ½N(θ, 1) for y ``(r, n)``: Newton's method; zero unless mean y² > 1."""
+    square, fourth = np.mean(y**2, axis=-1), np.mean(y**4, axis=-1)
+    theta = 1.05 * np.sqrt(np.maximum(3 * (square - 1) / fourth, 0.0))
+    for _ in range(12):
+        shares = np.tanh(theta[:, None] * y)
+        gradient = np.mean(y * shares, axis=-1) - theta
+        curvature = np.mean(y**2 * (1 - shares**2), axis=-1) - 1
+        theta = np.where(square > 1, np.maximum(theta - gradient / curvature, theta / 2), 0.0)
+    assert np.max(np.abs(gradient[square > 1]), initial=0.0) < 1e-10
+    return theta
+
+
+@pytest.mark.slow
+def test_two_components_for_one_are_learned_at_the_fourth_root() -> None:
+    """200 studies of a location mixture fitted to one normal law: θ is of order n^-1/4."""
+    rng, sizes = np.random.default_rng(0), np.array([100, 300, 1000, 3000])
+    covered, slopes = 0, []
+    for study in range(200):
+        theta = np.stack([location_mle(rng.normal(size=(20, n))) for n in sizes])
+        found = fit(theta, n=sizes, key=study)  # estimates of zero have no logarithm
+        assert found.n_used == np.sum(theta > 0) < theta.size
+        covered += found.low <= -0.25 <= found.high
+        slopes.append(found.slope)
+    assert covered >= 0.93 * 200, f"covered {covered} of 200"
+    assert np.mean(slopes) == pytest.approx(-0.25, abs=4 * np.std(slopes) / np.sqrt(200) + 0.01)
+
+
 def test_a_lower_level_gives_a_shorter_interval_inside(rng: np.random.Generator) -> None:
     values = noisy(rng, SIZES**-0.5, 12)
     wide, short = fit(values), fit(values, level=0.5)
