@@ -11,6 +11,7 @@ from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE
 from bayesmoe.core.priors import Prior
 from bayesmoe.diagnostics.alignment import align
+from bayesmoe.diagnostics.chain_modes import ChainMode, chain_modes
 from bayesmoe.diagnostics.checks import Checks, check_posterior
 from bayesmoe.diagnostics.comparison import Comparison, compare_models
 from bayesmoe.diagnostics.concentration import Concentration, concentration, coverage
@@ -34,6 +35,7 @@ from bayesmoe.theory.voronoi import contraction_radius, voronoi, voronoi_loss
 __all__ = [
     "GATES",
     "Annealing",
+    "ChainMode",
     "Checks",
     "Comparison",
     "Concentration",
@@ -48,6 +50,7 @@ __all__ = [
     "Status",
     "align",
     "anneal",
+    "chain_modes",
     "check_posterior",
     "compare_decay",
     "compare_models",

@@ -47,7 +47,7 @@ def as_nuts(tree: DataTree, **stats: np.ndarray) -> DataTree:
     changed["sample_stats"] = DataTree(
         group.assign({name: (("chain", "draw"), value) for name, value in values.items()})
     )
-    changed.attrs = {**tree.attrs, "method": "nuts"}
+    changed.attrs = {**tree.attrs, "method": "nuts", "start_modes": np.zeros(SHAPE[0], int)}
     return changed
 
 
@@ -123,8 +123,16 @@ def test_importance_resampling_has_its_own_evidence() -> None:
 def test_chains_that_disagree_are_seen(size: float, verdict: Verdict) -> None:
     by = np.zeros(SHAPE)
     by[0] += size  # the intercept's standard deviation is 0.03
-    result = check_posterior(model(), shifted(as_nuts(honest()), by))
-    assert found(result, "chains").verdict is verdict
+    tree = as_nuts(honest())
+    stats = tree["sample_stats"].to_dataset()
+    tree["sample_stats"] = DataTree(stats.assign(lp=stats["lp"] - 400 * by))
+    result = check_posterior(model(), shifted(tree, by))
+    check = found(result, "chains")
+    assert check.verdict is verdict
+    if verdict is Verdict.FAILED:
+        assert "chains are in different modes" in check.text
+        assert "chain 0: " in check.text
+        assert "chains 1, 2, 3: the densest" in check.text
 
 
 def test_chains_that_repeat_themselves_are_worth_little() -> None:

@@ -50,6 +50,7 @@ def make_draws(**changes: Floats) -> Draws:
         n_steps=jnp.asarray(zeros),
         step_size=jnp.zeros(shape[0]),
         mode_weights=np.ones(1),
+        start_modes=np.zeros(shape[0], int),
         **fields,
     )
 

@@ -27,10 +27,10 @@ from bayesmoe.core.gate import Gate
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE
 from bayesmoe.diagnostics.alignment import align
+from bayesmoe.diagnostics.chain_modes import chain_modes
 from bayesmoe.diagnostics.determination import densest_draw, determination, free_parameters
-from bayesmoe.diagnostics.mixing import without_labels
+from bayesmoe.diagnostics.mixing import watched
 from bayesmoe.diagnostics.posterior import check_tree
-from bayesmoe.inference.posterior import watched_rows
 from bayesmoe.theory.voronoi import as_measure
 
 _MOST_LISTED = 4  # parameters named in a sentence
@@ -133,9 +133,10 @@ def check_posterior(model: MoE, tree: DataTree) -> Checks:
     """
     check_tree(model, tree)
     nuts = tree.attrs.get("method") != "laplace"
-    sampler = (_chains, _effective, _divergences, _energy) if nuts else (_weights, _effective)
+    sampler = (_effective, _divergences, _energy) if nuts else (_weights, _effective)
     return Checks(
         (
+            *([_chains(model, tree)] if nuts else []),
             *(check(tree) for check in (*sampler, _modes)),
             *_left_out(model.gate, tree),
             _sensitivity(model.gate, tree),
@@ -156,15 +157,19 @@ def _missing(name: str, group: str) -> Check:
 # --- the sampler
 
 
-def _chains(tree: DataTree) -> Check:
+def _chains(model: MoE, tree: DataTree) -> Check:
     if tree["posterior"].sizes["chain"] < 2:
         return Check("chains", Verdict.NOT_CHECKED, np.nan, "one chain cannot be compared")
     with np.errstate(invalid="ignore", divide="ignore"):  # chains that never move: NaN
-        rhat = array_stats.rhat(_watched(tree), chain_axis=1, draw_axis=2)
+        rhat = array_stats.rhat(watched(tree), chain_axis=1, draw_axis=2)
     value = float(np.max(rhat))
     if np.isnan(value):
         return Check("chains", Verdict.FAILED, value, "a chain never moved")
     text = f"R-hat of quantities without labels is at most {value:.3f} (good to {RHAT.good})"
+    modes = chain_modes(model, tree) if value > RHAT.fair else ()
+    if len(modes) > 1:
+        text += "; the chains are in different modes, so that their average is no posterior: "
+        text += "; ".join(mode.text for mode in modes)
     return _check("chains", RHAT, value, text)
 
 
@@ -173,9 +178,9 @@ def _effective(tree: DataTree) -> Check:
         least = float(tree.attrs["min_ess"])
     else:
         with np.errstate(invalid="ignore", divide="ignore"):
-            watched, axes = _watched(tree), {"chain_axis": 1, "draw_axis": 2}
-            bulk = array_stats.ess(watched, **axes, method="bulk")
-            tail = array_stats.ess(watched, **axes, method="tail", prob=(0.05, 0.95))
+            quantities, axes = watched(tree), {"chain_axis": 1, "draw_axis": 2}
+            bulk = array_stats.ess(quantities, **axes, method="bulk")
+            tail = array_stats.ess(quantities, **axes, method="tail", prob=(0.05, 0.95))
         least = float(np.min([bulk, tail]))
     text = f"the draws are worth at least {least:.0f} independent ones (good from {-ESS.good:.0f})"
     return _check("effective draws", ESS, -least, text)
@@ -207,17 +212,9 @@ def _modes(tree: DataTree) -> Check:
         return Check("modes", Verdict.PASSED, 0.0, text)
     text = (
         f"{number} modes were found; by Laplace's approximation {1 - share:.0%} of the mass is "
-        "near others than the one where all chains started"
+        "near some where no chain started"
     )
     return _check("modes", ELSEWHERE, 1 - share, text)
-
-
-def _watched(tree: DataTree) -> np.ndarray:
-    """Quantities without labels, shape ``(quantity, chain, draw)``."""
-    pointwise = tree["log_likelihood"]["y"].transpose("chain", "draw", "obs").values
-    rows = watched_rows(pointwise.shape[-1])
-    temperature = tree["posterior"]["temperature"].transpose("chain", "draw").values
-    return without_labels(pointwise.sum(-1), pointwise[..., rows], temperature)
 
 
 # --- the model

@@ -13,9 +13,11 @@ from typing import NamedTuple
 import numpy as np
 from arviz_stats.base import array_stats
 from numpy.typing import ArrayLike
+from xarray import DataTree
 
 from bayesmoe.inference.laplace import MAX_PARETO_K, Resampled
 from bayesmoe.inference.nuts import Draws
+from bayesmoe.inference.posterior import watched_rows
 
 #: rank-normalised split R-hat, the largest over the quantities watched
 MAX_RHAT = 1.05
@@ -92,3 +94,11 @@ def without_labels(
         watched.append(np.log(tau)[..., None])
     quantities = np.moveaxis(np.concatenate(watched, axis=-1), -1, 0)
     return np.where(np.isfinite(quantities), quantities, np.nan)  # ranks would hide an infinity
+
+
+def watched(tree: DataTree) -> np.ndarray:
+    """The quantities watched of a posterior, shape ``(quantity, chain, draw)``."""
+    pointwise = tree["log_likelihood"]["y"].transpose("chain", "draw", "obs").values
+    rows = watched_rows(pointwise.shape[-1])
+    temperature = tree["posterior"]["temperature"].transpose("chain", "draw").values
+    return without_labels(pointwise.sum(-1), pointwise[..., rows], temperature)

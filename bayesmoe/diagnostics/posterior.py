@@ -81,9 +81,10 @@ def sample_posterior(
     observation, experts summed out), ``observed_data`` and ``constant_data``, with coordinates
     ``expert``, ``covariate`` and ``obs``. Experts can swap names between draws: judge
     convergence by the attributes ``status``, ``max_rhat`` and ``min_ess``, which do not depend on
-    names, or align the draws first (`bayesmoe.align`). The chains start around one mode, of
-    ``n_modes`` that the MAP's starts lead to: by Laplace's approximation the one with the most
-    mass, the share ``mode_weight``.
+    names, or align the draws first (`bayesmoe.align`). The chains start around the modes that the
+    MAP's starts lead to, in proportion to their mass by Laplace's approximation
+    (``mode_weights``; ``start_modes`` has each chain's); the share ``mode_weight`` of the mass lies
+    near modes where a chain started. `bayesmoe.chain_modes` names those in which chains stayed.
 
     Raises
     ------
@@ -175,7 +176,15 @@ def _tree(
     covariates, response = check_observations(x, y)
     names = [str(name) for name in x.columns] if isinstance(x, pd.DataFrame) else None
     pointwise = _pointwise(model.gate, draws.measures, covariates, response)
-    modes = {"n_modes": len(draws.mode_weights), "mode_weight": float(draws.mode_weights[0])}
+    # draws by importance come from all modes
+    reached = np.unique(draws.start_modes) if isinstance(draws, Draws) else slice(None)
+    modes = {
+        "n_modes": len(draws.mode_weights),
+        "mode_weights": draws.mode_weights,
+        "mode_weight": float(np.sum(draws.mode_weights[reached])),
+    }
+    if isinstance(draws, Draws):
+        modes["start_modes"] = draws.start_modes
     return arviz_base.from_dict(
         {
             "posterior": {field: np.asarray(getattr(draws.measures, field)) for field in FIELDS},

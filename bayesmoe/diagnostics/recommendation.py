@@ -62,11 +62,11 @@ def differences(results: Mapping[str, ELPDData]) -> pd.DataFrame:
     )
     pairs = zip(frame["elpd_diff"], frame["elpd_diff_se"], strict=True)
     frame["noise"] = [is_noise(*pair) for pair in pairs]
-    frame["weight"] = _stack(results)
+    frame["weight"] = stack(results)
     return frame
 
 
-def _stack(results: Mapping[str, ELPDData]) -> pd.Series:
+def stack(results: Mapping[str, ELPDData]) -> pd.Series:
     """Stacking weights; ArviZ compares two models or more."""
     if len(results) < 2:
         return pd.Series(1.0, index=list(results))

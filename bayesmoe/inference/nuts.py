@@ -48,7 +48,9 @@ class Draws(NamedTuple):
         Of each chain after warm-up, shape ``(chain,)``.
     mode_weights
         The share of the posterior's mass near each distinct mode that was found, by Laplace's
-        approximation, shape ``(m,)``; the chains start at the first.
+        approximation, shape ``(m,)``.
+    start_modes
+        The mode at which each chain started, in proportion to their weights, shape ``(chain,)``.
     """
 
     measures: MixingMeasure
@@ -62,6 +64,7 @@ class Draws(NamedTuple):
     diverging: Array
     step_size: Array
     mode_weights: np.ndarray
+    start_modes: np.ndarray
 
 
 def sample_chains(
@@ -88,7 +91,7 @@ def sample_chains(
         A JAX key or a non-negative int.
     start
         A MAP fit of the same model and data; computed if not given. The chains start around the
-        mode, among those its starts lead to, with the most mass by Laplace's approximation.
+        modes that its starts lead to, in proportion to their mass by Laplace's approximation.
     n_chains, n_warmup, n_draws
         Chains, and iterations per chain for adaptation and to keep.
     n_threads
@@ -107,11 +110,13 @@ def sample_chains(
     map_key, chain_key = jax.random.split(as_key(key))
     posterior = make_posterior(model, x, y, key=map_key, start=start)
     target, data, modes = posterior.target, posterior.data, posterior.modes
+    start_modes = modes.allocate(n_chains)
+    points, whitening = jax.device_get((modes.u, modes.whitening))
 
     def run(chain: int) -> tuple[Chain, Array]:
-        seed = jax.random.fold_in(chain_key, chain)
+        seed, mode = jax.random.fold_in(chain_key, chain), start_modes[chain]
         return jax.block_until_ready(
-            run_chain(target, n_warmup, n_draws, data, modes.u[0], modes.whitening[0], seed)
+            run_chain(target, n_warmup, n_draws, data, points[mode], whitening[mode], seed)
         )
 
     with ThreadPoolExecutor(n_threads) as pool:
@@ -126,4 +131,5 @@ def sample_chains(
         diverging=stacked.diverging,
         step_size=step_size,
         mode_weights=modes.weights,
+        start_modes=start_modes,
     )
