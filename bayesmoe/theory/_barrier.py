@@ -16,6 +16,7 @@ _FIRST, _SHRINK, _LAST = 0.1, 0.2, 1e-12  # of the smoothing, relative to the va
 _TO_BOUNDARY = 0.95  # the most of the way to a constraint that a step goes
 _HALVINGS = 30  # of a step
 _DECREASE = 1e-4  # the least decrease, relative to what the gradient promises
+_INSIDE = 1e-12  # how far from a bound a point counts as strictly inside, coordinates being about 1
 _TINY = np.finfo(float).tiny
 
 
@@ -28,6 +29,18 @@ class Constraints(NamedTuple):
     def slack(self, x: np.ndarray) -> np.ndarray:
         """bounds - normals·x, shape ``(m, B)``."""
         return self.bounds - np.einsum("mqb,qb->mb", self.normals, x)
+
+    def interval(self) -> tuple[np.ndarray, np.ndarray]:
+        """The ends ``(B,)`` of where one variable may lie, moved inwards by a rounding error."""
+        normals = self.normals[:, 0]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ends = self.bounds / normals
+        low = np.max(np.where(normals < 0, ends, -np.inf), axis=0)
+        high = np.min(np.where(normals > 0, ends, np.inf), axis=0)
+        middle = np.where(np.isfinite(high - low), (low + high) / 2, 0.0)
+        inside = [end + _INSIDE * (1 + np.abs(end)) * sign for end, sign in ((low, 1), (high, -1))]
+        crossed = inside[0] > inside[1]
+        return tuple(np.where(crossed, middle, end) for end in inside)  # type: ignore[return-value]
 
     def take(self, problems: np.ndarray) -> Constraints:
         return Constraints(*(part[..., problems] for part in self))

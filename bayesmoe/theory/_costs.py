@@ -52,6 +52,21 @@ class Residuals(NamedTuple):
         matrix = np.einsum("rb,rdpb,rdqb->pqb", self.weights, self.basis, self.basis)
         return -solve(matrix, np.einsum("rb,rdpb,rdb->pb", self.weights, self.basis, self.offset))
 
+    def is_piecewise_linear(self) -> np.ndarray:
+        """Whether the sum over rows is of absolute values in one variable, shape ``(B,)``."""
+        _, d, p, size = self.basis.shape
+        return np.all(self.exponents == 1, axis=0) if d == p == 1 else np.zeros(size, dtype=bool)
+
+    def medians(self) -> np.ndarray:
+        """Where a piecewise linear sum is least, shape ``(B,)``: the kinks' weighted median."""
+        basis = self.basis[:, 0, 0]
+        kinks, weights = -self.offset[:, 0] / basis, self.weights * np.abs(basis)
+        order = np.argsort(kinks, axis=0)
+        kinks, below = (np.take_along_axis(a, order, axis=0) for a in (kinks, weights))
+        below = np.cumsum(below, axis=0)
+        middle = np.argmax(below >= below[-1] / 2, axis=0)
+        return np.take_along_axis(kinks, middle[None], axis=0)[0]
+
     def _squares(self, u: np.ndarray, smoothing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         residual = np.einsum("rdpb,pb->rdb", self.basis, u) + self.offset
         return residual, np.sum(residual**2, axis=1) + smoothing**2

@@ -113,13 +113,28 @@ def _minima(c: Comparison, rows: np.ndarray, cells: np.ndarray) -> _Tried:
     start, found = feasible(assigned.constraints, assigned.residuals.least_squares())
     rows, cells, assigned, start = rows[found], cells[found], assigned.take(found), start[:, found]
     if c.n_counted == c.n_true:
-        u = minimise(SummedCosts(assigned.residuals), assigned.constraints, start)
+        u = _summed(assigned, start)
     else:
         u = _largest(c.take(rows), cells, assigned, start)
     d = c.slopes.shape[2]
     scale = u[0] if c.free_scale else np.ones(len(rows))
     shift = (u[-d:] * assigned.unit).T if c.free_shift else np.zeros((len(rows), d))
     return _Tried.at(c, rows, scale, shift)
+
+
+def _summed(assigned: Assigned, start: np.ndarray) -> np.ndarray:
+    """The minima where all cells count: at weighted medians, or else by the barrier method."""
+    u, linear = start.copy(), assigned.residuals.is_piecewise_linear()
+    for chosen in (linear, ~linear):
+        if np.any(chosen):
+            part = assigned.take(np.flatnonzero(chosen))
+            if chosen is linear:
+                low, high = part.constraints.interval()
+                u[0, chosen] = np.clip(part.residuals.medians(), low, high)
+            else:
+                objective = SummedCosts(part.residuals)
+                u[:, chosen] = minimise(objective, part.constraints, start[:, chosen])
+    return u
 
 
 def _largest(c: Comparison, cells: np.ndarray, assigned: Assigned, u: np.ndarray) -> np.ndarray:
