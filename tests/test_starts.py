@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -167,12 +168,13 @@ def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> N
 @pytest.mark.parametrize(
     ("x", "y", "message"),
     [
-        (np.ones(50), np.arange(50.0), "one distinct value 1; drop it"),
         (np.arange(50.0), np.ones(50), "y is constant at 1"),
-        (np.arange(5.0), np.arange(5.0), "5 rows cannot determine 8 parameters; use fewer"),
+        (np.arange(50.0), 1e101 * np.arange(50.0), r"y reaches 4\.9e\+102, .* use other units"),
+        (1e-102 * np.arange(50.0), np.arange(50.0), "covariate 0 varies by 4.9e-101"),
         (np.arange(50.0), np.arange(49.0), "x has 50 rows but y has 49"),
         (np.append(np.arange(49.0), np.nan), np.arange(50.0), "x has 1 values that are NaN"),
         (np.arange(50.0), np.append(np.arange(49.0), np.inf), "y has 1 values that are NaN or inf"),
+        (np.asarray([10**400] * 50), np.arange(50.0), "x must be numeric: int too large"),
         (np.asarray(["a"] * 50), np.arange(50.0), "x must be numeric"),
     ],
 )
@@ -180,3 +182,31 @@ def test_bad_data_are_refused(x: Floats, y: Floats, message: str) -> None:
     for fit in (bm.fit_mle, bm.fit_map, bm.sample_posterior):
         with pytest.raises(ValueError, match=message):
             fit(model(), x, y)
+
+
+def test_what_the_data_do_not_determine_a_proper_prior_does() -> None:
+    rows, constant = np.arange(5.0), np.ones(50)
+    flat = bm.moe("softmax", 2, prior="flat")
+    for fit in (functools.partial(bm.fit_mle, model()), functools.partial(bm.fit_map, flat)):
+        with pytest.raises(ValueError, match="5 rows cannot determine 8 parameters; use fewer"):
+            fit(rows, rows)
+        with pytest.raises(ValueError, match="one distinct value 1; drop it"):
+            fit(constant, np.arange(50.0))
+    assert bm.fit_map(model(), rows, rows**2).converged
+    for fit in (bm.fit_map, bm.sample_posterior):
+        with pytest.raises(ValueError, match="too few rows, 2, for n_experts = 3: at least 3"):
+            fit(bm.moe("softmax", 3), rows[:2], rows[:2])
+        with pytest.raises(ValueError, match="too few rows, 1, for n_experts = 1: at least 2"):
+            fit(bm.moe("softmax", 1), rows[:1], rows[:1])
+
+
+@pytest.mark.slow
+def test_without_data_that_vary_a_slope_follows_its_prior() -> None:
+    """x tells nothing of its slope: the posterior is N(0, (2 sd(y))²) under a single expert."""
+    y = np.random.default_rng(1).normal(size=30)
+    tree = bm.sample_posterior(bm.moe("softmax", 1), np.full(30, 3.0), y, n_warmup=300)
+    slope = tree["posterior"]["slope"].values.reshape(-1)
+    assert slope.mean() == pytest.approx(0, abs=0.1 * y.std())
+    assert slope.std() == pytest.approx(2 * y.std(), rel=0.05)
+    mode = bm.fit_map(bm.moe("softmax", 1), np.full(30, 3.0), y).measure
+    assert float(mode.slope[0, 0]) == pytest.approx(0, abs=1e-12)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
+from jax.scipy.special import ndtr, ndtri
 from jax.scipy.stats import norm
 from jax.typing import ArrayLike
 from numpyro.distributions import constraints
@@ -18,6 +19,7 @@ from bayesmoe.core.gate import Gate
 from bayesmoe.core.measure import MixingMeasure
 
 _LOG_2PI = math.log(2 * math.pi)
+_Search = tuple[Array, Array, Array, Array]  # a point, its bracket, the size of the last step
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -110,9 +112,74 @@ class GaussianMixture(dist.Distribution):
         component = norm.cdf(jnp.asarray(value)[..., None], self.locs, self.scales)
         return jnp.sum(jnp.exp(self.log_weights) * component, axis=-1)
 
+    def icdf(self, q: ArrayLike) -> Array:
+        """Quantiles of levels 0 < q < 1, which have the batch shape or broadcast to it.
+
+        Relative errors are a few units of rounding where the density is not zero; where it is,
+        between modes far apart, any value there may be returned for their level.
+        """
+        level = jnp.broadcast_to(jnp.asarray(q, dtype=float), self.batch_shape)
+        # upper tails are lower ones of the mirrored mixture, for 1 - cdf would cancel there
+        sign = jnp.where(level > 0.5, -1.0, 1.0)
+        tail = jnp.where(level > 0.5, 1.0 - level, level)
+        mirrored = GaussianMixture(self.log_weights, sign[..., None] * self.locs, self.scales)
+        return sign * _lower_quantile(mirrored, tail)
+
+
+def _lower_quantile(law: GaussianMixture, level: Array) -> Array:
+    """Where the cdf of ``law`` is ``level`` <= 1/2, of the batch shape as both of these.
+
+    Newton's method on the logarithm of the cdf, which bends little in the tail, kept in a
+    bracket: a step that leaves it, or is longer than half the step before, gives way to halving.
+    """
+    weights, locs, scales = jnp.exp(law.log_weights), law.locs, law.scales
+    # at the least of the components' own quantiles no cdf has passed the level, at the largest all
+    ends = locs + ndtri(level)[..., None] * scales
+    low = jnp.min(jnp.where(weights > 0, ends, jnp.inf), axis=-1)
+    high = jnp.max(jnp.where(weights > 0, ends, -jnp.inf), axis=-1)
+    finest = jnp.min(jnp.where(weights > 0, scales, jnp.inf), axis=-1)
+
+    def tolerance(at: Array) -> Array:
+        # the next step of a method that converges quadratically would be below rounding
+        return 4 * jnp.finfo(float).eps * jnp.abs(at) + 1e-10 * finest
+
+    def refine(state: _Search) -> _Search:
+        at, low, high, last = state
+        z = (at[..., None] - locs) / scales
+        below = jnp.sum(weights * ndtr(z), axis=-1)
+        slope = jnp.sum(weights * jnp.exp(-0.5 * z**2) / scales, axis=-1) / math.sqrt(2 * math.pi)
+        low, high = jnp.where(below < level, at, low), jnp.where(below < level, high, at)
+        newton = at + jnp.log(level / below) * below / slope
+        good = (newton >= low) & (newton <= high) & (jnp.abs(newton - at) <= 0.5 * last)
+        new = jnp.where(good, newton, low + 0.5 * (high - low))
+        # those that have arrived stay: what one row needs must not depend on the others
+        new = jnp.where(last > tolerance(at), new, at)
+        return new, low, high, jnp.abs(new - at)
+
+    def unfinished(state: _Search) -> Array:
+        return jnp.any(state[3] > tolerance(state[0]))
+
+    guess = law.mean + ndtri(level) * jnp.sqrt(law.variance)
+    guess = jnp.where(jnp.isfinite(guess), jnp.clip(guess, low, high), low)
+    return jax.lax.while_loop(unfinished, refine, (guess, low, high, high - low))[0]
+
 
 def conditional_density(gate: Gate, measure: MixingMeasure, x: Array) -> GaussianMixture:
     """g_G(·|x) of a single measure at x of shape ``(n, d)``: batch shape ``(n,)``."""
     log_weights = gate.log_probabilities(measure.gate, x.T).T
     means = x @ measure.slope.T + measure.intercept
     return GaussianMixture(log_weights, means, jnp.sqrt(measure.variance))
+
+
+def predictive_density(gate: Gate, measures: MixingMeasure, x: Array) -> GaussianMixture:
+    """The average of g_G(·|x) over S measures, a batch ``(S,)``, at x of shape ``(n, d)``.
+
+    A mixture of batch shape ``(n,)`` with S k components, those of a measure side by side.
+    """
+    laws = jax.vmap(lambda one: conditional_density(gate, one, x))(measures)
+
+    def merged(values: Array) -> Array:
+        return jnp.moveaxis(values, 0, 1).reshape(x.shape[0], -1)
+
+    log_weights = merged(laws.log_weights) - math.log(measures.batch_shape[0])
+    return GaussianMixture(log_weights, merged(laws.locs), merged(laws.scales))

@@ -10,6 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+# variances are squares and slopes ratios of data, and both must be far from under- and overflow
+_LARGEST, _FINEST = 1e100, 1e-100
+
 
 def check_whole(name: str, value: Any, *, least: int) -> int:
     """A whole number of at least ``least``; ValueError otherwise."""
@@ -53,17 +56,44 @@ def check_observations(x: Any, y: Any) -> tuple[Array, Array]:
 
 def check_estimable(covariates: Array, response: Array, n_parameters: int) -> None:
     """What estimation needs beyond `check_observations`: enough rows, and variation."""
-    n = response.shape[0]
+    n, x = response.shape[0], np.asarray(covariates)
     if n < n_parameters:
         raise ValueError(
             f"{n} rows cannot determine {n_parameters} parameters; use fewer experts or more rows"
         )
-    x, y = np.asarray(covariates), np.asarray(response)
     for column in range(x.shape[1]):
         if np.ptp(x[:, column]) == 0:
             raise ValueError(
                 f"covariate {column} has the one distinct value {x[0, column]:g}; "
                 "drop it, since every expert already has an intercept"
+            )
+    _check_units(x, np.asarray(response))
+
+
+def check_estimable_with_prior(covariates: Array, response: Array, n_experts: int) -> None:
+    """What a proper prior leaves of `check_estimable`: it settles what data do not determine."""
+    n, least = response.shape[0], max(2, n_experts)
+    if n < least:
+        raise ValueError(
+            f"too few rows, {n}, for n_experts = {n_experts}: at least {least} are needed; "
+            "use fewer experts or more rows"
+        )
+    _check_units(np.asarray(covariates), np.asarray(response))
+
+
+def _check_units(x: np.ndarray, y: np.ndarray) -> None:
+    """A response that varies, and values whose squares and ratios are float64 numbers."""
+    columns = {f"covariate {i}": x[:, i] for i in range(x.shape[1])}
+    for name, values in (columns | {"y": y}).items():
+        largest, half_range = np.max(np.abs(values)), np.ptp(values / 2)
+        if largest > _LARGEST:
+            raise ValueError(
+                f"{name} reaches {largest:g}, and must stay below {_LARGEST:g}; use other units"
+            )
+        if 0 < half_range < _FINEST:
+            raise ValueError(
+                f"{name} varies by {2 * half_range:g}, and must vary by more than {_FINEST:g}; "
+                "use other units"
             )
     if np.ptp(y) == 0:
         raise ValueError(f"y is constant at {y[0]:g}; there is nothing to model")
@@ -91,7 +121,7 @@ def _numeric(name: str, value: Any) -> Array:
         if array.dtype.kind not in "biuf":
             array = np.asarray(value, dtype=object).astype(float)
         array = array.astype(float)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{name} must be numeric: {error}") from None
     bad = np.argwhere(~np.isfinite(array))
     if len(bad):

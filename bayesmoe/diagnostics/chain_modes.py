@@ -96,7 +96,7 @@ def chain_modes(model: MoE, tree: DataTree) -> tuple[ChainMode, ...]:
     lp = [float(part["sample_stats"]["lp"].mean()) for part in parts]
     parts = [parts[i] for i in np.argsort(lp)[::-1]]
     experts = [_Experts.of(model, part) for part in parts]
-    chains = [tuple(map(int, part["posterior"]["chain"].values)) for part in parts]
+    chains = [tuple(map(int, np.asarray(part["posterior"]["chain"]))) for part in parts]
     evidence = _evidence(tree, chains)
     return tuple(
         ChainMode(own, _describe(experts[0], here), height, weight, share)

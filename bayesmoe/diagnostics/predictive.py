@@ -61,8 +61,8 @@ def sample_predictive(
     drawn = whole["prior"].to_dataset()
     prior = MixingMeasure(**{field: drawn[field].values for field in FIELDS})
     groups = {
-        "posterior_predictive": {"y": _simulate(model.gate, as_measure(tree), x, posterior_key)},
-        "prior_predictive": {"y": _simulate(model.gate, prior, x, response_key)},
+        "posterior_predictive": {"y": simulate(model.gate, as_measure(tree), x, posterior_key)},
+        "prior_predictive": {"y": simulate(model.gate, prior, x, response_key)},
     }
     coords = {"obs": tree["observed_data"]["obs"]}
     whole.update(arviz_base.from_dict(groups, dims=DIMS, coords=coords).children)
@@ -109,7 +109,7 @@ def _draw_prior(
 
 
 @partial(jax.jit, static_argnums=0)
-def _simulate(gate: Gate, measures: MixingMeasure, x: Array, key: Array) -> Array:
+def simulate(gate: Gate, measures: MixingMeasure, x: Array, key: Array) -> Array:
     """A response at every x for each measure of a batch ``(c, s)``: shape ``(c, s, n)``."""
     shape = measures.batch_shape
     keys = jax.random.split(key, shape)

@@ -114,10 +114,18 @@ def fit_map(
 ) -> Fit:
     """The posterior mode in the paper's parameters; arguments and errors as `fit_mle`.
 
-    Under the flat prior it is the MLE.
+    Under the flat prior it is the MLE. A proper prior settles what the data leave open: there may
+    be fewer rows than parameters, if not than experts, and covariates that do not vary.
     """
     problem = prepare(
-        model, x, y, key=key, n_starts=n_starts, starts=starts, variance_floor=variance_floor
+        model,
+        x,
+        y,
+        key=key,
+        n_starts=n_starts,
+        starts=starts,
+        variance_floor=variance_floor,
+        proper=model.prior.proper,
     )
     return _fit(problem, model.prior)
 

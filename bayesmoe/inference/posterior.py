@@ -15,7 +15,7 @@ from bayesmoe.core.likelihood import Data, Layout, log_density, log_likelihood, 
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE
 from bayesmoe.core.scaling import Scaling
-from bayesmoe.core.validate import check_estimable, check_observations
+from bayesmoe.core.validate import check_estimable_with_prior, check_observations
 from bayesmoe.inference.modes import Modes, find_modes
 from bayesmoe.inference.point import Fit, fit_map
 from bayesmoe.inference.target import Target, supports
@@ -82,7 +82,7 @@ def make_posterior(
     check_proper(model)
     covariates, response = check_observations(x, y)
     layout = model.layout(covariates.shape[1])
-    check_estimable(covariates, response, layout.size)
+    check_estimable_with_prior(covariates, response, model.n_experts)
     if start is None:
         start = fit_map(model, covariates, response, key=key)
     else:

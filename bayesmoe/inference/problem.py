@@ -16,6 +16,7 @@ from bayesmoe.core.scaling import Scaling
 from bayesmoe.core.validate import (
     as_key,
     check_estimable,
+    check_estimable_with_prior,
     check_fraction,
     check_observations,
     check_whole,
@@ -61,8 +62,11 @@ def prepare(
     n_starts: int,
     starts: MixingMeasure | None,
     variance_floor: float,
+    proper: bool = False,
 ) -> Problem:
     """Check the arguments of an estimator and find its starting points; see `fit_mle`.
+
+    ``proper`` says that a proper prior takes part, which then settles what the data do not.
 
     Raises
     ------
@@ -71,7 +75,10 @@ def prepare(
     """
     covariates, response = check_observations(x, y)
     layout = model.layout(covariates.shape[1])
-    check_estimable(covariates, response, layout.size)
+    if proper:
+        check_estimable_with_prior(covariates, response, model.n_experts)
+    else:
+        check_estimable(covariates, response, layout.size)
     n_starts = check_whole("n_starts", n_starts, least=0 if starts is not None else 1)
     check_fraction("variance_floor, a multiple of Var(y),", variance_floor)
     scaling = Scaling.from_data(model.gate, covariates, response)

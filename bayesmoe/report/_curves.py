@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.scipy.stats import norm
 
-from bayesmoe.core.density import GaussianMixture, conditional_density
+from bayesmoe.core.density import conditional_density, predictive_density
 from bayesmoe.core.gate import Gate
 from bayesmoe.core.measure import MixingMeasure
 
@@ -19,8 +18,6 @@ from bayesmoe.core.measure import MixingMeasure
 LEVEL = 0.9
 #: draws used: more change no band visibly
 MAX_DRAWS = 400
-
-_BISECTIONS = 48  # halvings of the bracket
 
 
 class Band(NamedTuple):
@@ -68,41 +65,13 @@ def _posterior_curves(
 ) -> tuple[tuple[Array, ...], Array, tuple[Array, ...]]:
     mixture = jax.vmap(lambda draw: conditional_density(gate, draw, x))(draws)
     probability = jnp.moveaxis(jnp.exp(mixture.log_weights), -1, 1)
-    quantiles = jax.vmap(partial(predictive_quantile, mixture))(tails)
+    quantiles = jax.vmap(predictive_density(gate, draws, x).icdf)(tails)
     return _band(mixture.mean, tails), quantiles, _band(probability, tails)
 
 
 def _band(values: Array, tails: Array) -> tuple[Array, ...]:
     """Mean and quantiles over the draws, the first axis."""
     return jnp.mean(values, axis=0), *jnp.quantile(values, tails, axis=0)
-
-
-def predictive_quantile(mixture: GaussianMixture, level: Array) -> Array:
-    """The quantile of the average over draws of mixtures, by bisection on its cdf.
-
-    Parameters
-    ----------
-    mixture
-        Mixtures of batch shape ``(draw, m)``.
-    level
-        Of the quantile, a scalar.
-
-    Returns
-    -------
-    Shape ``(m,)``.
-    """
-    # at the least of the components' own quantiles no cdf has passed the level, at the largest all
-    ends = mixture.locs + norm.ppf(level) * mixture.scales
-
-    def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bracket
-        middle = (low + high) / 2
-        below = jnp.mean(mixture.cdf(middle), axis=0) < level
-        return jnp.where(below, middle, low), jnp.where(below, high, middle)
-
-    start = jnp.min(ends, axis=(0, 2)), jnp.max(ends, axis=(0, 2))
-    low, high = jax.lax.fori_loop(0, _BISECTIONS, halve, start)
-    return (low + high) / 2
 
 
 @partial(jax.jit, static_argnums=0)

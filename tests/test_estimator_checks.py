@@ -1,0 +1,54 @@
+"""scikit-learn's own checks of estimators, without exclusions, for every method."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+from sklearn.utils.estimator_checks import check_estimator, estimator_checks_generator
+
+from bayesmoe.regression import MoERegressor
+
+#: one expert for "mle", since some checks have fewer rows than two experts have parameters
+METHODS: dict[str, dict[str, Any]] = {
+    "map": {},
+    "mle": {"n_experts": 1},
+    "posterior": {"n_starts": 4, "n_chains": 1, "n_warmup": 50, "n_draws": 50},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_all_checks_pass(method: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of fits to noise that do not converge
+        results = check_estimator(MoERegressor(method=method, **METHODS[method]), on_skip=None)
+    others = {r["check_name"]: r["status"] for r in results if r["status"] != "passed"}
+    assert len(results) > 40
+    assert set(others) <= {"check_array_api_input"}  # which needs an environment variable
+
+
+#: n, d and parameters of two experts in the checks that the MLE has to refuse
+_TOO_FEW = {
+    "check_n_features_in_after_fitting": "15 rows cannot determine 17 parameters",
+    "check_estimators_nan_inf": "10 rows cannot determine 14 parameters",
+    "check_regressors_no_decision_function": "10 rows cannot determine 17 parameters",
+}
+
+
+@pytest.mark.slow
+def test_the_mle_of_two_experts_refuses_too_few_rows_and_that_alone() -> None:
+    refused = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for estimator, check in estimator_checks_generator(MoERegressor(method="mle")):
+            name = getattr(check, "func", check).__name__
+            if name == "check_array_api_input":
+                continue
+            try:
+                check(estimator)
+            except ValueError as error:
+                refused[name] = str(error)
+    assert set(refused) == set(_TOO_FEW)
+    assert all(refused[name].startswith(text) for name, text in _TOO_FEW.items())
