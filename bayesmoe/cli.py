@@ -1,32 +1,27 @@
-"""The command line: ``bayesmoe study run``, ``fit``, ``compare`` and ``identify``.
+"""The command line: ``bayesmoe study``, ``fit``, ``compare`` and ``identify``.
 
 Errors of the user are one line on stderr and exit status 2, before anything is computed or written.
 """
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from bayesmoe.cli_common import Out, user_errors
+from bayesmoe.cli_study import study
 from bayesmoe.core.model import MoE
 from bayesmoe.data.table import read_table, shipped_data_sets
 from bayesmoe.diagnostics.analysis import analyse
 from bayesmoe.diagnostics.comparison import compare_models
 from bayesmoe.models import GATES, make_gate, moe
-from bayesmoe.report.files import check_new, write_analysis, write_comparison, write_study
+from bayesmoe.report.files import check_new, write_analysis, write_comparison
 from bayesmoe.report.identify import print_identification
-from bayesmoe.report.terminal import StudyProgress, print_analysis, print_comparison, print_study
-from bayesmoe.study.engine import CellError, run_study
-from bayesmoe.study.outputs import write_outputs
-from bayesmoe.study.plan import load_plan
+from bayesmoe.report.terminal import print_analysis, print_comparison
 from bayesmoe.study.scenario import SCENARIOS, Scenario, scenario
-from bayesmoe.study.store import Store
 from bayesmoe.theory.identifiability import identify as find_identification
 
 app = typer.Typer(
@@ -35,10 +30,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-study = typer.Typer(help="Convergence studies.", no_args_is_help=True)
 app.add_typer(study, name="study")
 
-Out = Annotated[Path, typer.Option("--out", help="Directory for the results.")]
 Data = Annotated[
     str, typer.Argument(help=f"A CSV file, or one of {', '.join(shipped_data_sets())}.")
 ]
@@ -56,25 +49,6 @@ Activation = Annotated[
 TopK = Annotated[int | None, typer.Option("--top-k", help="Of the gate top_k_sparse.")]
 
 
-@study.command("run")
-def study_run(
-    plan: Annotated[str, typer.Argument(help='A preset ("quick") or a TOML file.')],
-    out: Out,
-) -> None:
-    """Run a study, or go on with one that was interrupted."""
-    with _user_errors():
-        chosen = load_plan(plan)
-        stack = contextlib.ExitStack()
-        store = stack.enter_context(Store.open(out, chosen))
-    with stack, StudyProgress(chosen, store.finished()) as progress:
-        run_study(chosen, store, observe=progress.advance)
-        progress.finish("slopes, figures and report")
-        outputs = write_outputs(chosen, store)
-        page = write_study(out, outputs.results, outputs.slopes, outputs.counts)
-    print_study(outputs.results, outputs.slopes, outputs.counts)
-    typer.echo(f"report: {page}")
-
-
 @app.command()
 def fit(
     data: Data,
@@ -89,7 +63,7 @@ def fit(
     seed: Seed = 0,
 ) -> None:
     """Fit one model to one's own data: MLE, MAP and posterior."""
-    with _user_errors():
+    with user_errors():
         check_new(out)
         model: MoE = moe(gate, experts, prior, **_given(activation=activation, top_k=top_k))
         table = read_table(data, response, covariate or ())
@@ -112,7 +86,7 @@ def compare(
     seed: Seed = 0,
 ) -> None:
     """Compare models on one's own data, and recommend one."""
-    with _user_errors():
+    with user_errors():
         check_new(out)
         models = _models(gates, experts, activation, top_k)
         table = read_table(data, response, covariate or ())
@@ -142,7 +116,7 @@ def identify(
     ] = False,
 ) -> None:
     """What data can tell of a model's parameters, how fast, and why not."""
-    with _user_errors():
+    with user_errors():
         options = _given(activation=activation, top_k=top_k)
         model: MoE = moe(gate, experts, **options)
         known = _truth(truth, gate, options)
@@ -184,24 +158,10 @@ def _truth(name: str, gate: str, options: dict[str, Any]) -> Scenario:
     return scenario(name, gate, **options)
 
 
-@contextlib.contextmanager
-def _user_errors() -> Iterator[None]:
-    """A ValueError becomes one message on stderr and exit status 2."""
-    try:
-        yield
-    except ValueError as error:
-        for line in str(error).splitlines():
-            typer.echo(f"error: {line}", err=True)
-        raise typer.Exit(2) from None
-
-
 def main() -> None:
     """The entry point."""
     try:
         app()
-    except CellError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(1)
     except KeyboardInterrupt:
         Console(stderr=True).print("interrupted; repeat the command to go on")
         sys.exit(130)

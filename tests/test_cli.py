@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -13,9 +14,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from typer.testing import CliRunner
+from fabricated import fabricate
+from typer.testing import CliRunner, Result
 
 from bayesmoe.cli import app
+from bayesmoe.study import engine
+from bayesmoe.study.cell import Arrays
+from bayesmoe.study.plan import Cell, Plan, parse_plan
+from bayesmoe.study.store import Store
 
 PLAN = """
 scenarios = ["weak"]
@@ -141,12 +147,119 @@ def test_a_directory_that_is_no_study_is_refused(tmp_path: Path) -> None:
 
 def test_another_plan_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    (out / "cells").mkdir(parents=True)
-    (out / "plan.toml").write_text(PLAN)
+    with Store.open(out, parse_plan(PLAN, "plan")):
+        pass
     path = tmp_path / "plan.toml"
     path.write_text(PLAN.replace("seed = 5", "seed = 6"))
-    said = refused(["study", "run", str(path), "--out", str(out)], tmp_path)
-    assert "holds another plan: seed is 5 there and 6 here" in said
+    for more in ([], ["--dry-run"]):
+        said = refused(["study", "run", str(path), "--out", str(out), *more], tmp_path)
+        assert "holds another plan: seed is 5 there and 6 here" in said
+
+
+# --- study commands on cells that are made up
+
+
+@pytest.fixture
+def made_up(monkeypatch: pytest.MonkeyPatch) -> set[Cell]:
+    """Cells are not computed but made up, and not drawn; those in this set fail."""
+    failing: set[Cell] = set()
+
+    def compute(plan: Plan, cell: Cell) -> Arrays:
+        if cell in failing:
+            raise ValueError("out of luck")
+        return fabricate(plan, cell)
+
+    monkeypatch.setattr(engine, "compute_cell", compute)
+    monkeypatch.setattr("bayesmoe.report.files.study_figures", lambda *_: {})
+    return failing
+
+
+def study(arguments: list[str], exit_code: int = 0) -> Result:
+    result = CliRunner().invoke(app, ["study", *arguments])
+    assert result.exit_code == exit_code, result.output
+    return result
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> str:
+    path = tmp_path / "plan.toml"
+    path.write_text(PLAN)
+    return str(path)
+
+
+def test_a_study_with_failed_cells_says_so_and_ends_with_1(
+    plan: str, tmp_path: Path, made_up: set[Cell]
+) -> None:
+    out = str(tmp_path / "out")
+    bad = list(parse_plan(PLAN, "plan").cells())[2]
+    made_up.add(bad)
+    said = study(["run", plan, "--out", out], exit_code=1).stdout
+    assert "1 cell failed; repeating the command tries again" in said
+    assert f"{bad}: ValueError: out of luck" in said
+    assert "report.html" in said
+    assert "out of luck" in (tmp_path / "out" / "report.html").read_text()
+    assert f"{bad}: ValueError: out of luck" in study(["status", out]).stdout
+    made_up.clear()
+    assert "cell failed" not in study(["run", plan, "--out", out]).stdout
+
+
+def test_a_time_limit_leaves_cells_for_the_same_command(
+    plan: str, tmp_path: Path, made_up: set[Cell]
+) -> None:
+    out = str(tmp_path / "out")
+    said = study(["run", plan, "--out", out, "--max-time", "0"]).stdout
+    assert said in {
+        f"left to compute: {n} cells; go on with the same command\n" for n in range(1, 7)
+    }
+    assert not (tmp_path / "out" / "report.html").exists()
+    assert "report.html" in study(["run", plan, "--out", out, "--max-time", "10"]).stdout
+
+
+def test_damaged_cells_are_named_and_repaired(
+    plan: str, tmp_path: Path, made_up: set[Cell]
+) -> None:
+    out = tmp_path / "out"
+    study(["run", plan, "--out", str(out)])
+    before = (out / "slopes.csv").read_bytes()
+    next((out / "results.zarr" / "loss").glob("c.0.0.0.1.2*")).unlink()
+    said = study(["run", plan, "--out", str(out)], exit_code=1).stderr
+    cell = "weak, dense_to_sparse, k = 2, n = 300, replicate 2"
+    assert f"has damaged cells: {cell}; run the study again with --repair" in said
+    said = study(["run", plan, "--out", str(out), "--repair"]).stderr
+    assert "damaged cells found: 1" in said
+    assert (out / "slopes.csv").read_bytes() == before
+
+
+def test_a_full_disk_is_one_line_and_exit_1(
+    plan: str, tmp_path: Path, made_up: set[Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bayesmoe.study.outputs.write_bytes", full)
+    said = study(["run", plan, "--out", str(tmp_path / "out")], exit_code=1).stderr
+    assert said.splitlines()[-1].endswith("No space left on device; finished cells are kept")
+    monkeypatch.setattr(Store, "_replace", full)
+    said = study(["run", plan, "--out", str(tmp_path / "b")], exit_code=1).stderr
+    assert "No space left on device; finished cells are kept: mend this and repeat" in said
+
+
+def test_halves_are_merged_and_finished(plan: str, tmp_path: Path, made_up: set[Cell]) -> None:
+    more = tmp_path / "more.toml"
+    more.write_text(PLAN.replace("dense_to_sparse", "softmax"))
+    study(["run", plan, "--out", str(tmp_path / "a")])
+    study(["run", str(more), "--out", str(tmp_path / "b")])
+    both = tmp_path / "both"
+    said = study(["merge", str(tmp_path / "a"), str(tmp_path / "b"), "--out", str(both)]).stdout
+    assert f"12 of 12 cells are in {both}, 0 failed" in said
+    study(["run", str(both / "plan.toml"), "--out", str(both)])
+    refused(["study", "merge", str(tmp_path / "a"), "--out", str(tmp_path / "a")], tmp_path)
+    with xr.open_zarr(both / "results.zarr", chunks=None) as results:
+        assert results["gate"].to_numpy().tolist() == ["dense_to_sparse", "softmax"]
+
+
+def test_the_schema_of_plans_is_json() -> None:
+    assert json.loads(study(["schema"]).stdout) == Plan.model_json_schema()
 
 
 # --- real runs
@@ -182,22 +295,27 @@ def test_a_study_killed_at_any_moment_goes_on_to_the_same_end(tmp_path: Path) ->
     printed = run("study", "run", str(plan), "--out", str(whole))
     assert "dense-to-sparse" in printed
     assert "/6" in printed
-    for wanted in (1, 3, 5):
+    for wanted, how in ((1, signal.SIGKILL), (2, signal.SIGINT)):
         process = command("study", "run", str(plan), "--out", str(broken))
-        while len(list((broken / "cells").glob("*.npz"))) < wanted:
+        while len(list(broken.glob("results.zarr/digest/c.*"))) < wanted:
             assert process.poll() is None
             time.sleep(0.02)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+        os.killpg(process.pid, how)
+        stdout, stderr = process.communicate()
+        if how == signal.SIGINT:
+            assert process.returncode == 130, stderr
+            assert "interrupted: cells begun are finished" in stderr
+            assert stdout.endswith("go on with the same command\n")
     run("study", "run", str(plan), "--out", str(broken))
     with (
-        xr.open_dataset(whole / "results.nc") as one,
-        xr.open_dataset(broken / "results.nc") as other,
+        xr.open_zarr(whole / "results.zarr", chunks=None) as one,
+        xr.open_zarr(broken / "results.zarr", chunks=None) as other,
     ):
-        xr.testing.assert_equal(one.drop_vars("seconds"), other.drop_vars("seconds"))
+        timed = ["seconds", "digest"]  # the digest has the seconds in it
+        xr.testing.assert_equal(one.drop_vars(timed), other.drop_vars(timed))
     names = {path.name for path in broken.iterdir()} - {".lock"}
     assert names == {
-        "plan.toml", "cells", "results.nc", "slopes.csv", "statuses.csv", "figures", "report.html",
+        "plan.toml", "results.zarr", "slopes.csv", "statuses.csv", "figures", "report.html",
     }  # fmt: skip
     figures = {path.name for path in (broken / "figures").iterdir()}
     assert {"contraction.png", "contraction.svg", "temperature_sd.png"} <= figures

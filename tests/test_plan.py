@@ -89,7 +89,19 @@ def test_an_unknown_plan_names_the_presets() -> None:
 def test_cells_are_the_product_and_have_distinct_names() -> None:
     cells = list(make().cells())
     assert len(cells) == 1 * 2 * 2 * 2 * 2
-    assert len({cell.name for cell in cells}) == len(cells)
+    assert len({str(cell) for cell in cells}) == len(cells)
+    assert str(cells[0]) == "lambda, softmax, k = 2, n = 100, replicate 0"
+
+
+def test_the_schema_takes_what_plans_take() -> None:
+    schema = Plan.model_json_schema()
+    gate = schema["$defs"]["GateSpec"]
+    named, table = gate["anyOf"]
+    assert named == {"type": "string"}
+    assert table["required"] == ["name"]
+    assert set(schema["properties"]) == set(Plan.model_fields)
+    assert schema["properties"]["replicates"]["minimum"] == 1
+    assert set(schema["required"]) == set(GOOD)
 
 
 def test_gate_options_make_gates_of_their_own() -> None:

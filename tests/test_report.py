@@ -1,10 +1,11 @@
-"""Figures and the HTML report, on made-up cells that the study's own code assembles."""
+"""Figures and the HTML report, on made-up cells in a data set as the study's store gives it."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import re
+import tempfile
 import xml.etree.ElementTree as ET
 import zlib
 from html.parser import HTMLParser
@@ -44,8 +45,11 @@ from bayesmoe.report.style import (
     size_text,
 )
 from bayesmoe.study.cell import LOSSES, Arrays
+from bayesmoe.study.dataset import load_results
+from bayesmoe.study.layout import Layout
 from bayesmoe.study.plan import Cell, Plan
-from bayesmoe.study.results import assemble, count_statuses, measure_slopes, settings
+from bayesmoe.study.results import count_statuses, measure_slopes, settings
+from bayesmoe.study.store import Store
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -83,7 +87,7 @@ def make_plan(**changes: Any) -> Plan:
 
 def fake_cell(plan: Plan, cell: Cell) -> Arrays:
     """Plausible arrays of one cell, with the gates' expected exponents; k = 2 is the truth."""
-    rng = np.random.default_rng(zlib.crc32(cell.name.encode()))
+    rng = np.random.default_rng(zlib.crc32(str(cell).encode()))
     gate, surplus = plan.gate(cell), cell.n_experts - 2
     shape = (len(plan.priors), len(plan.estimators))
     level = np.asarray([LEVELS[name] for name in plan.estimators])
@@ -114,13 +118,11 @@ def fake_cell(plan: Plan, cell: Cell) -> Arrays:
     spread = np.full((shape[0], len(BLOCKS)), np.nan)
     if gate.has_temperature and "posterior" in plan.estimators:
         spread[:, 1] = (power(0.0, 0.4, 0.12) if gate.ray else power(-0.5, 0.02, 0.12))[:, -1]
-    nothing = np.full(shape, np.nan)
     return arrays | {
         "block_error": errors,
         "status": np.where(converged, fine, failed),
         "converged": converged,
         "seconds": rng.lognormal(0, 0.2, shape),
-        "log_likelihood": nothing, "gradient_norm": nothing, "least_curvature": nothing,
         "posterior_sd": spread,
         "map_mle_distance": rng.lognormal(0, 0.3, shape[0]) / cell.n,
         "divergences": np.full(shape[0], 1.0 if cell.n == 300 else 0.0),
@@ -129,9 +131,25 @@ def fake_cell(plan: Plan, cell: Cell) -> Arrays:
     }  # fmt: skip
 
 
+def make_results(plan: Plan, k_like: int | None = None) -> xr.Dataset:
+    """The data set of an empty store, filled; ``k_like`` chooses another k's exponents."""
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        Store.open(Path(directory) / "study", plan) as store,
+    ):
+        results = load_results(store, plan)
+    results["status"] = results["status"].astype("<U24")
+    for cell in plan.cells():
+        like = cell if k_like is None else cell._replace(n_experts=k_like)
+        place = Layout.of(plan).index(cell)
+        for name, values in fake_cell(plan, like).items():
+            inner = tuple(slice(0, length) for length in values.shape)
+            results[name].to_numpy()[place + inner] = values
+    return results
+
+
 def make_study(plan: Plan) -> Study:
-    cells = {cell.name: cell for cell in plan.cells()}
-    results = assemble(plan, lambda name: fake_cell(plan, cells[name]), "2026-01-02T03:04:05+00:00")
+    results = make_results(plan)
     return Study(plan, results, measure_slopes(plan, results), count_statuses(results))
 
 
@@ -509,8 +527,7 @@ def test_one_setting_is_not_named(page: str) -> None:
 )
 def test_rates_that_are_not_known_are_said_to_be_so(k: int, title: str) -> None:
     plan = make_plan(gates=[SOFTMAX], n_experts=[k], sizes=SIZES[:3], replicates=4)
-    cells = {cell.name: cell._replace(n_experts=2 if k == 1 else 3) for cell in plan.cells()}
-    results = assemble(plan, lambda name: fake_cell(plan, cells[name]), "now")
+    results = make_results(plan, k_like=2 if k == 1 else 3)
     slopes = measure_slopes(plan, results)
     drawn = report.study_figures(results, slopes)
     assert list(drawn) == ["contraction", f"blocks_k{k}"]
@@ -763,7 +780,8 @@ def test_names_are_shown_and_never_run(study: Study) -> None:
 
 
 def test_every_status_and_quantity_has_a_name(study: Study) -> None:
-    assert {status.name.lower() for status in (*Status, *PosteriorStatus)} == set(STATUS_LABELS)
+    statuses = {status.name.lower() for status in (*Status, *PosteriorStatus)}
+    assert statuses | {"failed"} == set(STATUS_LABELS)
     assert set(study.slopes["quantity"]) <= set(QUANTITY_LABELS)
     assert "distance between MAP and MLE" in QUANTITY_LABELS.values()
 

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import functools
+import pickle
 import threading
 from collections import Counter
+from collections.abc import Callable, Collection, Generator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
+from fabricated import fabricate, make_plan
 
 import bayesmoe as bm
+from bayesmoe.report.files import write_study
 from bayesmoe.study import engine
 from bayesmoe.study.cell import compute_cell
-from bayesmoe.study.engine import CellError, run_study
+from bayesmoe.study.chunks import digest
+from bayesmoe.study.engine import Executor, Outcome, in_threads, run_study
 from bayesmoe.study.outputs import Outputs, write_outputs
 from bayesmoe.study.plan import Cell, Plan
-from bayesmoe.study.results import settings
-from bayesmoe.study.store import Store
+from bayesmoe.study.results import failures, reason, settings
+from bayesmoe.study.store import Store, WriteError
+from bayesmoe.study.stored import Stored
 
 PLAN = Plan.model_validate(
     {
@@ -34,18 +41,21 @@ PLAN = Plan.model_validate(
 )
 
 
+def threads(count: int) -> Executor:
+    return functools.partial(in_threads, n_threads=count)
+
+
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("study") / "out"
     with Store.open(path, PLAN) as store:
-        run_study(PLAN, store, n_threads=2)
+        assert run_study(PLAN, store, execute=threads(2)) == 0
     return path
 
 
 @pytest.fixture(scope="module")
 def outputs(directory: Path) -> Outputs:
-    with Store.open(directory, PLAN) as store:
-        return write_outputs(PLAN, store)
+    return write_outputs(PLAN, Stored(directory))
 
 
 def one(results: xr.Dataset, cell: Cell) -> xr.Dataset:
@@ -53,17 +63,14 @@ def one(results: xr.Dataset, cell: Cell) -> xr.Dataset:
 
 
 def test_every_cell_is_there_once(directory: Path, outputs: Outputs) -> None:
-    assert {path.stem for path in (directory / "cells").iterdir()} == {
-        cell.name for cell in PLAN.cells()
-    }
+    assert Stored(directory).finished() == set(PLAN.cells())
     assert not (outputs.results["status"] == "missing").any()
     assert outputs.counts["count"].sum() == outputs.results["status"].size
 
 
 def test_a_cell_alone_gives_the_same_numbers(directory: Path) -> None:
     cell = list(PLAN.cells())[4]
-    with Store.open(directory, PLAN) as store:
-        stored = store.read(cell.name)
+    stored = Stored(directory).read(cell)
     for name, value in compute_cell(PLAN, cell).items():
         if name != "seconds":
             np.testing.assert_array_equal(value, stored[name], err_msg=name)
@@ -94,9 +101,19 @@ def test_the_posterior_of_tau_is_spread_like_its_prior(outputs: Outputs) -> None
     assert ((sd > 0.1) & (sd < 1.0)).all()
 
 
+@pytest.mark.filterwarnings("error")
 def test_results_reopen_with_xarray(directory: Path, outputs: Outputs) -> None:
-    with xr.open_dataset(directory / "results.nc") as reopened:
-        xr.testing.assert_identical(reopened.load(), outputs.results)
+    with xr.open_zarr(directory / "results.zarr", chunks=None) as reopened:
+        xr.testing.assert_equal(reopened.load(), outputs.results)
+        assert reopened.attrs == outputs.results.attrs
+
+
+def test_a_data_digest_tells_data_sets(outputs: Outputs) -> None:
+    digests = outputs.results["data_digest"].to_numpy().ravel()
+    assert len(set(digests)) == 6
+    cell = next(PLAN.cells())
+    x, y = bm.scenario("weak", gate="dense_to_sparse").simulate(PLAN.data_key(cell), cell.n)
+    assert digests[0] == digest({"x": np.asarray(x), "y": np.asarray(y)})
 
 
 def test_each_setting_has_the_layout_of_figures(outputs: Outputs) -> None:
@@ -117,6 +134,9 @@ def test_slopes_name_what_they_measure(outputs: Outputs) -> None:
     assert list(distance["expected"]) == [-1.0]
 
 
+# --- the engine alone, on cells that are made up
+
+
 def test_a_finished_study_computes_nothing_more(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,47 +145,141 @@ def test_a_finished_study_computes_nothing_more(
 
     monkeypatch.setattr(engine, "compute_cell", refuse)
     with Store.open(directory, PLAN) as store:
-        run_study(PLAN, store)
+        assert run_study(PLAN, store) == 0
+        assert not store.failed()
 
 
-def test_a_failing_cell_is_named_and_the_others_are_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> Broken:
+    """Makes `compute_cell` fail for some cells, as often as is said."""
+    return Broken(monkeypatch)
+
+
+class Broken:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.failures: dict[Cell, int] = {}
+        self.calls: Counter[Cell] = Counter()
+        self.lock = threading.Lock()
+        monkeypatch.setattr(engine, "compute_cell", self.compute)
+
+    def compute(self, plan: Plan, cell: Cell) -> dict[str, np.ndarray]:
+        with self.lock:
+            self.calls[cell] += 1
+            if self.calls[cell] <= self.failures.get(cell, 0):
+                raise FloatingPointError(f"underflow {self.calls[cell]}")
+        return fabricate(plan, cell)
+
+
+def test_a_failing_cell_is_tried_twice_recorded_and_tried_again_next_time(
+    tmp_path: Path, broken: Broken
 ) -> None:
-    bad = list(PLAN.cells())[2]
-
-    def compute(plan: Plan, cell: Cell) -> dict[str, np.ndarray]:
-        if cell == bad:
-            raise FloatingPointError("underflow")
-        return {"x": np.zeros(1)}
-
-    monkeypatch.setattr(engine, "compute_cell", compute)
+    cells = list(PLAN.cells())
+    broken.failures = {cells[1]: 1, cells[2]: 2}
+    seen: list[Cell] = []
     with Store.open(tmp_path / "out", PLAN) as store:
-        with pytest.raises(CellError, match=r"n=150, replicate=2.* failed: underflow"):
-            run_study(PLAN, store, n_threads=1)
-        assert bad.name not in store.finished()
-        assert store.finished() == {cell.name for cell in list(PLAN.cells())[3:]}
+        assert run_study(PLAN, store, execute=threads(2), observe=seen.append) == 0
+        assert sorted(seen) == sorted(cells)
+        assert store.finished() == set(cells) - {cells[2]}
+        assert store.failed() == {cells[2]}
+        traceback = store.failure(cells[2])
+        assert traceback.startswith("Traceback (most recent call last)")
+        assert reason(traceback) == "FloatingPointError: underflow 2"
+        outputs = write_outputs(PLAN, store)
+        assert broken.calls == Counter(cells) + Counter({cells[1]: 1, cells[2]: 1})
+        assert run_study(PLAN, store) == 0
+        assert store.finished() == set(cells)
+        assert broken.calls[cells[2]] == 3
+    assert failures(outputs.results) == {cells[2]: traceback}
+    counts = outputs.counts.groupby("status")["count"].sum()
+    assert counts["failed"] == 3
+    assert counts.sum() == 18
+    assert set(outputs.slopes["n_total"]) == {6}
+    assert not failures(write_outputs(PLAN, Stored(tmp_path / "out")).results)
+
+
+def test_failed_cells_are_in_no_slope(tmp_path: Path, broken: Broken) -> None:
+    with Store.open(tmp_path / "a", PLAN) as store:
+        run_study(PLAN, store)
+        whole = write_outputs(PLAN, store)
+    broken.failures = {cell: 9 for cell in PLAN.cells() if cell.n == 300}
+    broken.calls.clear()
+    with Store.open(tmp_path / "b", PLAN) as store:
+        run_study(PLAN, store)
+        half = write_outputs(PLAN, store)
+    assert set(half.slopes["n_total"]) == {6}
+    used = whole.results["converged"].sel(n=150, estimator="mle").sum().item()
+    mle = half.slopes[(half.slopes["estimator"] == "mle") & (half.slopes["quantity"] == "loss")]
+    assert mle["n_used"].item() <= used < 6
+    assert np.isnan(mle["slope"].item())
+
+
+def test_the_report_names_failed_cells(tmp_path: Path, broken: Broken) -> None:
+    bad = list(PLAN.cells())[3]
+    broken.failures = {bad: 2}
+    with Store.open(tmp_path / "out", PLAN) as store:
+        run_study(PLAN, store)
+        results, slopes, counts = write_outputs(PLAN, store)
+    page = write_study(tmp_path / "out", results, slopes, counts).read_text()
+    assert f"<summary>{bad}: FloatingPointError: underflow 2</summary>" in page
+    assert "The computation of 1 cell raised an error twice" in page
+    assert "3 computation failed" in page
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 7])
-def test_threads_share_the_cells(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_threads: int
-) -> None:
-    plan = PLAN.model_copy(update={"n_experts": [1, 2, 3], "replicates": 5})
-    seen: Counter[Cell] = Counter()
-    lock = threading.Lock()
-
-    def compute(plan: Plan, cell: Cell) -> dict[str, np.ndarray]:
-        with lock:
-            seen[cell] += 1
-        return {"x": np.zeros(1)}
-
+def test_threads_share_the_cells(tmp_path: Path, broken: Broken, n_threads: int) -> None:
+    plan = PLAN.model_copy(update={"n_experts": [1, 2, 3]})
     observed: list[Cell] = []
-    monkeypatch.setattr(engine, "compute_cell", compute)
     with Store.open(tmp_path / "out", plan) as store:
-        run_study(plan, store, n_threads=n_threads, observe=observed.append)
-    assert set(seen) == set(plan.cells())
-    assert set(seen.values()) == {1}
-    assert Counter(observed) == seen
+        run_study(plan, store, execute=threads(n_threads), observe=observed.append)
+    assert set(broken.calls) == set(plan.cells())
+    assert set(broken.calls.values()) == {1}
+    assert Counter(observed) == broken.calls
+
+
+def test_once_stopped_no_cell_is_begun_and_those_begun_are_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compute(plan: Plan, cell: Cell) -> dict[str, np.ndarray]:
+        stop.set()
+        return fabricate(plan, cell)
+
+    stop = threading.Event()
+    monkeypatch.setattr(engine, "compute_cell", compute)
+    with Store.open(tmp_path / "out", PLAN) as store:
+        assert run_study(PLAN, store, execute=threads(1), stop=stop) == 5
+        assert len(store.finished()) == 1
+        assert run_study(PLAN, store, stop=stop) == 5
+        assert run_study(PLAN, store) == 0
+        assert store.finished() == set(PLAN.cells())
+
+
+def test_a_store_that_cannot_be_written_ends_the_study(
+    tmp_path: Path, broken: Broken, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Store, cell: Cell, arrays: object) -> None:
+        raise WriteError("no room")
+
+    with Store.open(tmp_path / "out", PLAN) as store:
+        monkeypatch.setattr(Store, "write", full)
+        with pytest.raises(WriteError, match="no room"):
+            run_study(PLAN, store, execute=threads(1))
+        assert not store.failed(), "it is not the cell that failed"
+
+
+def test_any_executor_will_do(tmp_path: Path) -> None:
+    """What a pool of processes would do: pickle the attempt, give outcomes out of order."""
+
+    def backwards(
+        attempt: Callable[[Cell], Outcome], cells: Collection[Cell], stop: threading.Event
+    ) -> Generator[Outcome, None, None]:
+        assert pickle.loads(pickle.dumps(attempt)).args == (plan,)
+        for cell in reversed(list(cells)):
+            yield Outcome(cell, fabricate(plan, cell))
+
+    plan = make_plan()
+    with Store.open(tmp_path / "out", plan) as store:
+        assert run_study(plan, store, execute=backwards) == 0
+        assert store.finished() == set(plan.cells())
 
 
 def test_near_truth_starts_know_the_truth_alone() -> None:

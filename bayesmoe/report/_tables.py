@@ -23,6 +23,7 @@ from bayesmoe.report.style import (
     percent,
     size_text,
 )
+from bayesmoe.study.results import failures, reason
 
 #: statuses of fits whose estimate may be used
 CONVERGED = {s.name.lower() for s in (*Status, *PosteriorStatus) if s.converged}
@@ -116,6 +117,11 @@ def left_out(counts: pd.DataFrame) -> str:
         return f"All {size_text(found.sum())} fits converged."
     named = ", ".join(f"{size_text(c)} {STATUS_LABELS[str(s)]}" for s, c in failed.items())
     return f"{size_text(failed.sum())} of {size_text(found.sum())} fits did not converge: {named}."
+
+
+def failed_cells(results: xr.Dataset) -> list[tuple[str, str, str]]:
+    """Each cell whose computation failed: its name, the reason, and the whole traceback."""
+    return [(str(cell), reason(text), text) for cell, text in failures(results).items()]
 
 
 def at_floor(counts: pd.DataFrame) -> str:

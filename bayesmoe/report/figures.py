@@ -21,7 +21,7 @@ from bayesmoe.report._study import estimators, fitted, split, temperature_gates
 from bayesmoe.report._temperature_sd import temperature_sd
 from bayesmoe.report.ray_figure import Series, ray_figure
 from bayesmoe.report.style import style
-from bayesmoe.study.store import write_atomic
+from bayesmoe.study.files import write_atomic
 
 __all__ = [
     "Series",
@@ -40,7 +40,7 @@ def study_figures(results: xr.Dataset, slopes: pd.DataFrame) -> dict[str, Figure
     Parameters
     ----------
     results
-        From `bayesmoe.study.results.assemble`.
+        From `bayesmoe.study.dataset.load_results`.
     slopes
         From `bayesmoe.study.results.measure_slopes`.
 

@@ -18,7 +18,7 @@ from bayesmoe.report.compare_figure import compare_figure
 from bayesmoe.report.figures import save, study_figures
 from bayesmoe.report.fit_figure import fit_figure
 from bayesmoe.report.html import render_study
-from bayesmoe.study.store import write_bytes
+from bayesmoe.study.files import write_bytes
 
 
 def write_study(

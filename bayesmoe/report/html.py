@@ -53,7 +53,7 @@ def render_study(
     Parameters
     ----------
     results, slopes, counts
-        From `assemble`, `measure_slopes` and `count_statuses` of `bayesmoe.study.results`.
+        From `load_results`, `measure_slopes` and `count_statuses` of `bayesmoe.study`.
     figures
         From `study_figures`.
 
@@ -84,6 +84,7 @@ def render_study(
         statuses=_tables.statuses(fits),
         converged=_tables.CONVERGED,
         counts=_tables.count_rows(fits, labels),
+        failed=_tables.failed_cells(results),
         left_out=_tables.left_out(fits),
         at_floor=_tables.at_floor(fits),
         estimators=[ESTIMATOR_LABELS[name] for name in _study.estimators(results)],

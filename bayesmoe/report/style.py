@@ -64,6 +64,7 @@ STATUS_LABELS = {
     "not_mixed": "chains not mixed",
     "divergent": "too many divergences",
     "unreliable": "importance weights unreliable",
+    "failed": "computation failed",
 }
 
 # several gates of one name, with different options, get shapes of one family

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import threading
 import time
+from collections.abc import Collection, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -25,6 +25,8 @@ from bayesmoe.diagnostics.checks import Checks
 from bayesmoe.diagnostics.comparison import Comparison
 from bayesmoe.report.style import ESTIMATOR_LABELS, STATUS_LABELS, estimate, number, specification
 from bayesmoe.study.plan import Cell, Plan
+from bayesmoe.study.progress import Estimate
+from bayesmoe.study.results import reason
 
 #: the quantities of the table at the end of a study; losses are normalised
 SHOWN = {
@@ -41,18 +43,18 @@ _SUMMARY = {
     "ess_bulk": "ESS",
     "r_hat": "R-hat",
 }
+_MOST_FAILURES = 20
 _LOG_EVERY = 20.0  # seconds between lines where there is no terminal
 
 
 class StudyProgress:
     """A bar with the time left; plain lines where the output is no terminal."""
 
-    def __init__(self, plan: Plan, finished: set[str]) -> None:
+    def __init__(self, plan: Plan, finished: Collection[Cell]) -> None:
         cells = list(plan.cells())
-        done = [cell for cell in cells if cell.name in finished]
+        done = [cell for cell in cells if cell in finished]
         self._console = Console(stderr=True)
         self._counts = len(done), len(cells)
-        self._lock = threading.Lock()
         self._printed = time.monotonic()
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -74,13 +76,12 @@ class StudyProgress:
         return f"{self._counts[0]}/{self._counts[1]} cells"
 
     def advance(self, cell: Cell) -> None:
-        """Count a finished cell; called from any thread."""
-        with self._lock:
-            self._counts = self._counts[0] + 1, self._counts[1]
-            self._progress.update(self._task, advance=cell.cost, cells=self._text())
-            if not self._console.is_terminal and time.monotonic() - self._printed > _LOG_EVERY:
-                self._printed = time.monotonic()
-                self._console.print(f"{self._text()}, {self._left()}")
+        """Count a finished cell."""
+        self._counts = self._counts[0] + 1, self._counts[1]
+        self._progress.update(self._task, advance=cell.cost, cells=self._text())
+        if not self._console.is_terminal and time.monotonic() - self._printed > _LOG_EVERY:
+            self._printed = time.monotonic()
+            self._console.print(f"{self._text()}, {self._left()}")
 
     def _left(self) -> str:
         remaining = self._progress.tasks[0].time_remaining
@@ -149,6 +150,49 @@ def _print_failures(console: Console, results: xr.Dataset, counts: pd.DataFrame)
             f"{ESTIMATOR_LABELS[row['estimator']]}: {status}",
             highlight=False,
         )
+
+
+def print_failures(failures: Mapping[Cell, str]) -> None:
+    """The cells that failed, by the last line of their tracebacks."""
+    console = Console()
+    if failures:
+        number = "1 cell" if len(failures) == 1 else f"{len(failures)} cells"
+        console.print(f"{number} failed; repeating the command tries again", style="bold")
+    for cell, traceback in list(failures.items())[:_MOST_FAILURES]:
+        console.print(f"{cell}: {reason(traceback)}", highlight=False, markup=False)
+    if len(failures) > _MOST_FAILURES:
+        console.print(f"and {len(failures) - _MOST_FAILURES} more")
+
+
+def print_status(counts: pd.DataFrame) -> None:
+    """Cells that are there, missing and failed, for each model and in all."""
+    numbers = ["there", "missing", "failed"]
+    names = [name for name in ("scenario", "gate", "n_experts") if name != "scenario"
+             or counts["scenario"].nunique() > 1]  # fmt: skip
+    table = Table(box=None, pad_edge=False)
+    for name in names:
+        table.add_column({"n_experts": "k"}.get(name, name))
+    for name in numbers:
+        table.add_column(name, justify="right")
+    for _, row in counts.iterrows():
+        table.add_row(*(str(row[name]) for name in (*names, *numbers)))
+    table.add_row("all", *[""] * (len(names) - 1), *(str(counts[name].sum()) for name in numbers))
+    Console().print(table)
+
+
+def print_plan(total: int, missing: int, estimate: Estimate) -> None:
+    """How many cells there are to compute, and how long that takes."""
+    console = Console(soft_wrap=True)
+    console.print(f"{total} cells, {total - missing} of them there, {missing} to compute")
+    console.print(f"core time: {duration(estimate.seconds)} ({estimate.basis})")
+
+
+def duration(seconds: float) -> str:
+    """A time in the largest unit that fits."""
+    for unit, length in (("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 2 * length:
+            return f"about {seconds / length:.1f} {unit}"
+    return f"about {seconds:.0f} seconds"
 
 
 def print_analysis(analysis: Analysis) -> None:

@@ -21,6 +21,7 @@ from bayesmoe.diagnostics.mixing import PosteriorStatus, mixing
 from bayesmoe.inference.nuts import Draws, sample_chains
 from bayesmoe.inference.point import Fit, fit_map, fit_mle
 from bayesmoe.inference.starts import near_truth
+from bayesmoe.study.chunks import digest
 from bayesmoe.study.plan import Cell, Plan
 from bayesmoe.study.scenario import Scenario, scenario
 from bayesmoe.theory.voronoi import VoronoiResult, contraction_radius, voronoi
@@ -45,7 +46,10 @@ class _Problem(NamedTuple):
 
 
 def compute_cell(plan: Plan, cell: Cell) -> Arrays:
-    """All results of a cell; leading axes ``(prior, estimator)`` in the plan's order."""
+    """All results of a cell; leading axes ``(prior, estimator)`` in the plan's order.
+
+    ``data_digest`` tells the cell's data set from others.
+    """
     truth = scenario(cell.scenario, plan.gate(cell))
     x, y = truth.simulate(plan.data_key(cell), cell.n)
     problem = _Problem(plan, cell, truth, x, y)
@@ -54,7 +58,8 @@ def compute_cell(plan: Plan, cell: Cell) -> Arrays:
     if "mle" in plan.estimators:
         mle, seconds = _timed(lambda: _fit_point(fit_mle, problem, next(iter(models.values()))))
     each = [_under_prior(problem, model, mle, seconds) for model in models.values()]
-    return {name: np.stack([arrays[name] for arrays in each]) for name in each[0]}
+    arrays = {name: np.stack([arrays[name] for arrays in each]) for name in each[0]}
+    return arrays | {"data_digest": np.asarray(digest({"x": np.asarray(x), "y": np.asarray(y)}))}
 
 
 def _under_prior(problem: _Problem, model: MoE, mle: Fit | None, mle_seconds: float) -> Arrays:

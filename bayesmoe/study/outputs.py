@@ -1,16 +1,17 @@
-"""What a finished study leaves in its directory beside the cells."""
+"""What a finished study leaves in its directory beside its store."""
 
 from __future__ import annotations
 
-import datetime
 from typing import NamedTuple
 
 import pandas as pd
 import xarray as xr
 
+from bayesmoe.study.dataset import load_results
+from bayesmoe.study.files import write_bytes
 from bayesmoe.study.plan import Plan
-from bayesmoe.study.results import assemble, count_statuses, measure_slopes
-from bayesmoe.study.store import Store, write_bytes
+from bayesmoe.study.results import count_statuses, measure_slopes
+from bayesmoe.study.stored import Stored
 
 
 class Outputs(NamedTuple):
@@ -21,17 +22,10 @@ class Outputs(NamedTuple):
     counts: pd.DataFrame
 
 
-def write_outputs(plan: Plan, store: Store) -> Outputs:
-    """Assemble all cells and write ``results.nc``, ``slopes.csv`` and ``statuses.csv``."""
-    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    results = assemble(plan, store.read, created)
+def write_outputs(plan: Plan, stored: Stored) -> Outputs:
+    """Read all cells and write ``slopes.csv`` and ``statuses.csv``."""
+    results = load_results(stored, plan)
     slopes, counts = measure_slopes(plan, results), count_statuses(results)
-    netcdf = bytes(results.to_netcdf(engine="h5netcdf"))
-    files = {
-        "results.nc": netcdf,
-        "slopes.csv": slopes.to_csv(index=False).encode(),
-        "statuses.csv": counts.to_csv(index=False).encode(),
-    }
-    for name, content in files.items():
-        write_bytes(store.directory / name, content)
+    for name, table in (("slopes.csv", slopes), ("statuses.csv", counts)):
+        write_bytes(stored.directory / name, table.to_csv(index=False).encode())
     return Outputs(results, slopes, counts)

@@ -17,10 +17,12 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     ValidationError,
-    field_validator,
     model_validator,
 )
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from bayesmoe.core.gate import Gate
 from bayesmoe.core.model import MoE, make_model
@@ -45,15 +47,11 @@ class Cell(NamedTuple):
     n: int
     replicate: int
 
-    @property
-    def name(self) -> str:
-        """A file name, unique within a study."""
-        text = json.dumps(list(self))
-        plain = "".join(
-            c if c.isalnum() or c in "_-" else "-" for c in f"{self.scenario}_{self.gate}"
+    def __str__(self) -> str:
+        return (
+            f"{self.scenario}, {self.gate}, k = {self.n_experts}, n = {self.n}, "
+            f"replicate {self.replicate}"
         )
-        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-        return f"{plain}_k{self.n_experts}_n{self.n}_r{self.replicate}_{digest}"
 
     @property
     def cost(self) -> float:
@@ -68,6 +66,17 @@ class GateSpec(BaseModel):
 
     name: str
 
+    @model_validator(mode="before")
+    @classmethod
+    def _name_is_gate(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"anyOf": [{"type": "string"}, handler.resolve_ref_schema(handler(schema))]}
+
     @model_validator(mode="after")
     def _known(self) -> GateSpec:
         self.make()
@@ -80,7 +89,8 @@ class GateSpec(BaseModel):
     @property
     def id(self) -> str:
         """The name, with the options where there are any."""
-        options = ", ".join(f"{key}={value}" for key, value in (self.model_extra or {}).items())
+        extra = sorted((self.model_extra or {}).items())
+        options = ", ".join(f"{key}={value}" for key, value in extra)
         return f"{self.name}({options})" if options else self.name
 
 
@@ -153,13 +163,6 @@ class Plan(BaseModel):
     draws: Annotated[Whole, Field(ge=50)] = 500
     level: Annotated[float, Field(gt=0, lt=1)] = 0.9
     seed: Annotated[Whole, Field(ge=0)]
-
-    @field_validator("gates", mode="before")
-    @classmethod
-    def _names_are_gates(cls, value: Any) -> Any:
-        if not isinstance(value, list):
-            return value
-        return [{"name": gate} if isinstance(gate, str) else gate for gate in value]
 
     @model_validator(mode="after")
     def _fits_together(self) -> Plan:

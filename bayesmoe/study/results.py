@@ -1,11 +1,9 @@
-"""From cells to one dataset, measured slopes and counts of statuses."""
+"""From a study's data set to measured slopes and counts of statuses."""
 
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Callable, Iterator
-from importlib.metadata import version
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,134 +11,13 @@ import pandas as pd
 import xarray as xr
 
 from bayesmoe.core.gate import PARAMETER_BLOCKS, Gate, Rate
-from bayesmoe.diagnostics.posterior import library_versions
-from bayesmoe.study.cell import LOSSES, Arrays
+from bayesmoe.study.cell import LOSSES
+from bayesmoe.study.expected import expected_rate
+from bayesmoe.study.layout import CELL_AXES
 from bayesmoe.study.plan import Cell, Plan
-from bayesmoe.study.scenario import scenario
 from bayesmoe.theory.decay import compare_decay
 from bayesmoe.theory.rates import fit_slope, verdict
 from bayesmoe.theory.voronoi import CELL_KINDS
-
-#: quantities with an expected rate
-QUANTITIES = ("loss", "identified_loss", *PARAMETER_BLOCKS)
-
-_AXES = ("scenario", "gate", "n_experts", "n", "replicate")
-_BOTH = ("prior", "estimator")
-_DIMS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(LOSSES, _BOTH),
-    "block_error": (*_BOTH, "block", "cell"),
-    "status": _BOTH,
-    "converged": _BOTH,
-    "seconds": _BOTH,
-    "log_likelihood": _BOTH,
-    "gradient_norm": _BOTH,
-    "least_curvature": _BOTH,
-    "start_objective": (*_BOTH, "start"),
-    "posterior_sd": ("prior", "block"),
-    **dict.fromkeys(("map_mle_distance", "divergences", "min_ess", "max_rhat"), ("prior",)),
-    "estimate_gate_slope": (*_BOTH, "expert", "covariate"),
-    "estimate_gate_intercept": (*_BOTH, "expert"),
-    "estimate_temperature": _BOTH,
-    "estimate_slope": (*_BOTH, "expert", "covariate"),
-    "estimate_intercept": (*_BOTH, "expert"),
-    "estimate_variance": (*_BOTH, "expert"),
-}
-_UNKNOWN = Rate(float("nan"), "not known")
-
-
-def assemble(plan: Plan, read: Callable[[str], Arrays], created: str) -> xr.Dataset:
-    """All cells as one dataset; ``read`` gives the arrays of a cell by its name.
-
-    Parameters
-    ----------
-    plan
-        The plan; all its cells must be there.
-    read
-        Reads a cell.
-    created
-        When the study was finished, ISO 8601.
-
-    Returns
-    -------
-    Dimensions ``(scenario, gate, n_experts, n, replicate, prior, estimator, ...)``; experts and
-    covariates that a model lacks are NaN.
-    """
-    coordinates = _coordinates(plan)
-    sizes = {dim: len(values) for dim, values in coordinates.items()}
-    full = {name: (*_AXES, *dims) for name, dims in _DIMS.items()}
-    arrays = {name: _empty(name, [sizes[d] for d in dims]) for name, dims in full.items()}
-    places = {axis: {v: i for i, v in enumerate(coordinates[axis])} for axis in _AXES}
-    for cell in plan.cells():
-        index = tuple(places[axis][value] for axis, value in zip(_AXES, cell, strict=True))
-        for name, value in read(cell.name).items():
-            place: tuple[Any, ...] = (*index, *(slice(0, length) for length in value.shape))
-            arrays[name][place] = value
-    variables: dict[str, Any] = {name: (full[name], arrays[name]) for name in full}
-    attributes = {
-        "plan": plan.to_toml(),
-        "name": plan.name,
-        "starts": plan.starts,
-        "level": str(plan.level),
-        "created": created,
-        "versions": json.dumps(library_versions()),
-        "package_version": version("bayesmoe"),
-    }
-    return xr.Dataset(variables | _theory(plan), coordinates, attributes)
-
-
-def _empty(name: str, shape: list[int]) -> np.ndarray:
-    if name == "status":
-        return np.full(shape, "missing", dtype="<U24")
-    return np.full(shape, False) if name == "converged" else np.full(shape, np.nan)
-
-
-def _coordinates(plan: Plan) -> dict[str, list[Any]]:
-    truths = [scenario(name).measure for name in plan.scenarios]
-    return {
-        "scenario": list(plan.scenarios),
-        "gate": [gate.id for gate in plan.gates],
-        "n_experts": list(plan.n_experts),
-        "n": list(plan.sizes),
-        "replicate": list(range(plan.replicates)),
-        "prior": list(plan.priors),
-        "estimator": list(plan.estimators),
-        "block": list(PARAMETER_BLOCKS),
-        "cell": list(CELL_KINDS),
-        "quantity": list(QUANTITIES),
-        "expert": list(range(max(plan.n_experts))),
-        "covariate": list(range(max(truth.n_covariates for truth in truths))),
-        "start": list(range(plan.n_starts + 1)),
-    }
-
-
-def _theory(plan: Plan) -> dict[str, Any]:
-    """Expected rates, and what figures must know of gates and truths."""
-    gates = [spec.make() for spec in plan.gates]
-    truths = [[scenario(name, gate).measure.n_experts for gate in gates] for name in plan.scenarios]
-    shape = (len(plan.scenarios), len(gates), len(plan.n_experts), len(QUANTITIES))
-    exponent, text = np.full(shape, np.nan), np.full(shape, "", dtype="<U16")
-    for s, g, k, q in itertools.product(*map(range, shape)):
-        rate = _expected(gates[g], QUANTITIES[q], plan.n_experts[k] - truths[s][g])
-        exponent[s, g, k, q], text[s, g, k, q] = rate
-    dims = ("scenario", "gate", "n_experts", "quantity")
-    return {
-        "expected": (dims, exponent),
-        "expected_text": (dims, text),
-        "gate_label": ("gate", [gate.label for gate in gates]),
-        "has_temperature": ("gate", [gate.has_temperature for gate in gates]),
-        "ray": ("gate", [gate.ray for gate in gates]),
-        "n_experts_true": (("scenario", "gate"), truths),
-    }
-
-
-def _expected(gate: Gate, quantity: str, surplus: int, cell: str = "shared") -> Rate:
-    """The rate of a quantity with ``surplus`` experts more than the truth.
-
-    Theory is silent on fewer, and cells may hold more than two atoms with two or more too many.
-    """
-    if surplus < 0 or (surplus > 1 and quantity in PARAMETER_BLOCKS and cell == "shared"):
-        return _UNKNOWN
-    return gate.expected_rate(quantity, over_specified=surplus > 0 and cell == "shared")
 
 
 class _Row(NamedTuple):
@@ -189,14 +66,14 @@ def _quantities(gate: Gate, one: xr.Dataset, estimator: str) -> Iterator[_Row]:
     surplus = int(one["n_experts"]) - int(one["n_experts_true"])
     for name in LOSSES:
         if "identified" not in name or gate.ray:
-            rate = _expected(gate, name.removeprefix("normalised_"), surplus)
+            rate = expected_rate(gate, name.removeprefix("normalised_"), surplus)
             yield _Row(name, None, one[name], rate)
     for block, cell in itertools.product(PARAMETER_BLOCKS, CELL_KINDS):
         values = one["block_error"].sel(block=block, cell=cell)
         if np.isfinite(values).any() and (block != "temperature" or gate.has_temperature):
-            yield _Row(block, cell, values, _expected(gate, block, surplus, cell))
+            yield _Row(block, cell, values, expected_rate(gate, block, surplus, cell))
     if estimator == "posterior" and gate.has_temperature:
-        rate = _expected(gate, "temperature", surplus)
+        rate = expected_rate(gate, "temperature", surplus)
         yield _Row("temperature_sd", None, one["posterior_sd"].sel(block="temperature"), rate)
     if estimator == "map" and surplus == 0 and np.isfinite(one["map_mle_distance"]).any():
         yield _Row("map_mle_distance", None, one["map_mle_distance"], Rate(-1.0, "n^-1"))
@@ -232,6 +109,17 @@ def count_statuses(results: xr.Dataset) -> pd.DataFrame:
     return frame.groupby(keys, sort=False).size().rename("count").reset_index()
 
 
-def cells_missing(plan: Plan, finished: set[str]) -> list[Cell]:
-    """The cells still to be computed."""
-    return [cell for cell in plan.cells() if cell.name not in finished]
+def failures(results: xr.Dataset) -> dict[Cell, str]:
+    """The cells whose computation failed, and why, in the plan's order."""
+    found = {}
+    texts = results["failure"].where(results["digest"] == 0, "").transpose(*CELL_AXES).to_numpy()
+    for index in map(tuple, np.argwhere(texts != "").tolist()):
+        values = (results[axis].to_numpy()[i] for axis, i in zip(CELL_AXES, index, strict=True))
+        found[Cell(*(value.item() for value in values))] = str(texts[index])
+    return found
+
+
+def reason(traceback: str) -> str:
+    """The last line of a traceback: the error and its message."""
+    lines = [line for line in traceback.splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason is recorded"

@@ -1,64 +1,58 @@
-"""A study's directory: a cell is fully there or not at all, even if the process is killed.
+"""A study's directory: one Zarr store that grows cell by cell, and the plan.
 
-``plan.toml`` holds the plan, ``cells/`` one file for each finished cell; every file is written
-beside its place, synchronised and renamed. Nothing in it is executed when it is read.
+A cell's chunks are written beside their place and renamed, the digest of them all at last, so that
+a process may be killed at any moment. They are not forced to the disk one by one, which would take
+longer than many a fit: when the power fails, the last cells may be lost, and their digests tell.
+What the store is, its metadata, is forced to the disk, and replaced as a whole.
 """
 
 from __future__ import annotations
 
 import contextlib
+import datetime
 import fcntl
-import io
+import json
 import os
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from bayesmoe.study.plan import Plan, PlanError, parse_plan
+from bayesmoe.study.chunks import digest, encode, is_text
+from bayesmoe.study.extension import ExtensionError, check_extension
+from bayesmoe.study.files import PARTIAL, synchronise, write_bytes
+from bayesmoe.study.layout import RECORDS, RESULTS, Layout, Variable
+from bayesmoe.study.plan import Cell, Plan
+from bayesmoe.study.skeleton import attributes, environment, skeleton
+from bayesmoe.study.stored import RESULTS_NAME, Stored, StoreError
 
-_PARTIAL = ".partial-"
-
-
-class StoreError(ValueError):
-    """A directory that cannot hold this study."""
-
-
-def write_atomic(path: Path, write: Callable[[io.BufferedWriter], object]) -> None:
-    """Write a file so that at every moment ``path`` is the old file, or the whole new one."""
-    partial = path.with_name(f"{_PARTIAL}{os.getpid()}-{path.name}")
-    try:
-        with open(partial, "wb") as handle:
-            write(handle)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+_LOCK, _PLAN = ".lock", "plan.toml"
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """`write_atomic` for content at hand."""
-    write_atomic(path, lambda file: file.write(content))
+class WriteError(StoreError):
+    """The disk is full, or cannot be written; what was finished is kept."""
 
 
-class Store:
-    """The directory of one study; open it with `Store.open`."""
-
-    def __init__(self, directory: Path, plan: Plan) -> None:
-        self.directory = directory
-        self.plan = plan
+class Store(Stored):
+    """The directory of one study, to add cells to; open it with `Store.open`."""
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, directory: Path, plan: Plan) -> Iterator[Store]:
-        """The store of ``plan`` at ``directory``, made if need be, locked while in use.
+    def open(
+        cls, directory: Path, plan: Plan, earlier: Sequence[Mapping[str, Any]] = ()
+    ) -> Iterator[Store]:
+        """The store of ``plan`` at ``directory``, made or grown if need be, locked while in use.
+
+        Parameters
+        ----------
+        directory
+            A new or empty directory, or one that holds a study which ``plan`` extends.
+        plan
+            The plan.
+        earlier
+            Environments (see `environment`) in which cells to be added were computed before.
 
         Raises
         ------
@@ -68,12 +62,10 @@ class Store:
         """
         check_directory(directory, plan)
         try:
-            (directory / "cells").mkdir(parents=True, exist_ok=True)
-            handle = open(directory / ".lock", "ab")  # noqa: SIM115
+            directory.mkdir(parents=True, exist_ok=True)
+            handle = open(directory / _LOCK, "ab")  # noqa: SIM115
         except OSError as error:
-            raise StoreError(
-                f"cannot write to {directory}: {error.strerror}; choose another --out"
-            ) from None
+            raise _cannot_write(directory, error) from None
         with handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -81,72 +73,193 @@ class Store:
                 raise StoreError(
                     f"{directory} is in use by another process; wait until it has finished"
                 ) from None
-            for left_over in directory.rglob(f"{_PARTIAL}*"):
-                left_over.unlink()
-            write_bytes(directory / "plan.toml", plan.to_toml().encode())
-            yield cls(directory, plan)
+            stored = check_directory(directory, plan)  # it may have grown before it was locked
+            try:
+                _clean(directory)
+                _commit(directory, plan, stored, earlier)
+            except OSError as error:
+                raise _cannot_write(directory, error) from None
+            yield cls(directory)
 
-    def _path(self, cell_name: str) -> Path:
-        return self.directory / "cells" / f"{cell_name}.npz"
-
-    def finished(self) -> set[str]:
-        """The names of the cells that are there."""
-        return {path.stem for path in (self.directory / "cells").glob("*.npz")}
-
-    def write(self, cell_name: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Add a cell."""
-        write_atomic(
-            self._path(cell_name), lambda file: np.savez(file, allow_pickle=False, **arrays)
-        )
-
-    def read(self, cell_name: str) -> dict[str, np.ndarray]:
-        """A cell's arrays.
+    def write(self, cell: Cell, arrays: Mapping[str, np.ndarray]) -> None:
+        """Add a cell.
 
         Raises
         ------
-        StoreError
-            If the file is damaged.
+        ValueError
+            If names, shapes or types are not those of the layout.
+        WriteError
+            If there is no room, or the directory cannot be written.
         """
-        path = self._path(cell_name)
+        checked = self._checked(cell, arrays)
+        with self._writing():
+            self._remove("digest", cell)
+            for name in RESULTS:
+                self._put(name, RESULTS[name], cell, checked[name])
+            self._put("digest", RECORDS["digest"], cell, np.asarray(digest(checked)))
+            self._remove("failure", cell)
+
+    def write_failure(self, cell: Cell, text: str) -> None:
+        """Record why a cell failed; it counts as missing, with the status "failed".
+
+        Raises
+        ------
+        WriteError
+            If there is no room, or the directory cannot be written.
+        """
+        variable = RESULTS["status"]
+        failed = np.full(self.layout.extent(cell, variable.dims), "failed")
+        with self._writing():
+            self.discard(cell)
+            self._put("failure", RECORDS["failure"], cell, np.asarray(text))
+            self._put("status", variable, cell, failed)
+
+    def discard(self, cell: Cell) -> None:
+        """Forget a cell."""
+        for name in ("digest", *RESULTS, "failure"):
+            self._remove(name, cell)
+
+    def repair(self) -> list[Cell]:
+        """Discard damaged cells, and what is left of cells that never were finished.
+
+        Returns
+        -------
+        The damaged cells.
+        """
+        with self._writing():
+            damaged = self.damaged()
+            for cell in damaged:
+                self.discard(cell)
+            finished, failed = self.finished(), self.failed()
+            for name in RESULTS:
+                kept = finished | failed if name == "status" else finished
+                known = {key for cell in kept for key in self._keys(name, cell)}
+                for key in self._chunks(name):
+                    if key not in known:
+                        (self.root / name / key).unlink()
+        return damaged
+
+    def _checked(self, cell: Cell, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        odd = sorted(arrays.keys() ^ RESULTS.keys())
+        if odd:
+            raise ValueError(f"the cell {cell} must have the variables of the layout; see {odd}")
+        for name, (dims, dtype, _) in RESULTS.items():
+            values, shape = arrays[name], self.layout.extent(cell, dims)
+            found = "string" if is_text(values) else values.dtype.name
+            if (found, values.shape) != (dtype, shape):
+                raise ValueError(
+                    f"{name} of the cell {cell} must be {dtype} of shape {shape}, got {found} of "
+                    f"shape {values.shape}"
+                )
+        return dict(arrays)
+
+    def _put(self, name: str, variable: Variable, cell: Cell, values: np.ndarray) -> None:
+        text = variable.dtype == "string"
+        for key, part in self.layout.blocks(cell, variable.dims):
+            chunk = self.layout.chunk(variable.dims)
+            whole = np.full(chunk, variable.fill, object if text else variable.dtype)
+            region = values[part]
+            whole[tuple(map(slice, region.shape))] = region
+            self._replace(self.root / name / key, encode(whole.astype(np.str_) if text else whole))
+
+    def _replace(self, path: Path, content: bytes) -> None:
+        partial = self.directory / f"{PARTIAL}{os.getpid()}-chunk"
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return dict(arrays)
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise StoreError(
-                f"{path} is damaged ({error}); delete it and repeat the command to compute it anew"
+            partial.write_bytes(content)
+            partial.replace(path)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+
+    def _remove(self, name: str, cell: Cell) -> None:
+        for key in self._keys(name, cell):
+            (self.root / name / key).unlink(missing_ok=True)
+
+    def _keys(self, name: str, cell: Cell) -> list[str]:
+        dims = (RESULTS | RECORDS)[name].dims
+        return [key for key, _ in self.layout.blocks(cell, dims)]
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise WriteError(
+                f"cannot write to {self.directory}: {error.strerror}; finished cells are kept: "
+                "mend this and repeat the command to go on"
             ) from None
 
 
-def check_directory(directory: Path, plan: Plan) -> None:
-    """Raise `StoreError` unless ``directory`` is new, empty, or a study of the same plan."""
-    if not directory.exists():
-        return
-    if not directory.is_dir():
-        raise StoreError(f"{directory} is a file; choose a directory for --out")
-    names = {entry.name for entry in directory.iterdir() if not entry.name.startswith(_PARTIAL)}
-    cells = directory / "cells"
-    if not names - {".lock", "cells"} and not (cells.is_dir() and any(cells.iterdir())):
-        return  # new, or left by a process that was killed before it had stored its plan
-    path = directory / "plan.toml"
-    if not path.is_file() or "cells" not in names:
+def check_directory(directory: Path, plan: Plan) -> Stored | None:
+    """The study in ``directory``, or None if that is new or empty.
+
+    Raises
+    ------
+    StoreError
+        If the directory is not a study, or one that ``plan`` does not extend.
+    """
+    try:
+        names = {name for name in os.listdir(directory) if not name.startswith(PARTIAL)}
+    except FileNotFoundError:
+        return None
+    except NotADirectoryError:
+        raise StoreError(f"{directory} is a file; choose a directory for --out") from None
+    except OSError as error:
+        raise StoreError(f"cannot read {directory}: {error.strerror}; choose another") from None
+    if not names - {_LOCK}:
+        return None  # new, or left by a process that was killed before it had made its store
+    if RESULTS_NAME not in names:
         raise StoreError(
             f"{directory} is not empty and not a study; choose a new or empty directory for --out"
         )
+    stored = Stored(directory)
     try:
-        old = parse_plan(path.read_text(encoding="utf-8"), str(path))
-    except (PlanError, UnicodeDecodeError) as error:
-        raise StoreError(f"the plan stored in {directory} cannot be read: {error}") from None
-    for field in Plan.model_fields:
-        stored, asked = getattr(old, field), getattr(plan, field)
-        if stored != asked:
-            raise StoreError(
-                f"{directory} holds another plan: {field} is {_plain(stored)} there and "
-                f"{_plain(asked)} here; choose another directory, or repeat the stored plan "
-                f"with {path}"
-            )
+        check_extension(stored.plan, plan, str(directory))
+    except ExtensionError as error:
+        raise StoreError(str(error)) from None
+    return stored
 
 
-def _plain(value: object) -> str:
-    if isinstance(value, list):
-        return str([getattr(item, "id", item) for item in value])
-    return repr(value)
+def _clean(directory: Path) -> None:
+    """Remove what processes that were killed have left unfinished."""
+    for place in (directory, directory / "figures"):
+        for left_over in place.glob(f"{PARTIAL}*"):
+            if left_over.is_dir():
+                shutil.rmtree(left_over)
+            else:
+                left_over.unlink()
+
+
+def _commit(
+    directory: Path, plan: Plan, stored: Stored | None, earlier: Sequence[Mapping[str, Any]]
+) -> None:
+    """Make the store, or let it grow; done again after an interruption, it ends the same."""
+    old = {} if stored is None else stored.attributes
+    layout = Layout.of(plan, None if stored is None else stored.layout)
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    environments: list[Mapping[str, Any]] = []
+    for one in (*json.loads(old.get("environments", "[]")), *earlier, environment()):
+        if one not in environments:
+            environments.append(one)
+    attrs = attributes(plan, layout, old.get("created", now))
+    attrs |= environment() | {"environments": json.dumps(environments)}
+    files = skeleton(plan, layout, attrs)
+    root = directory / RESULTS_NAME
+    if stored is None:
+        root = directory / f"{PARTIAL}{RESULTS_NAME}"
+    for key, content in files.items():
+        (root / key).parent.mkdir(parents=True, exist_ok=True)
+        _update(root / key, content, directory)
+    if stored is None:
+        root.rename(directory / RESULTS_NAME)
+        synchronise(directory)
+    _update(directory / _PLAN, plan.to_toml().encode(), directory)
+
+
+def _update(path: Path, content: bytes, scratch: Path) -> None:
+    if not path.is_file() or path.read_bytes() != content:
+        write_bytes(path, content, scratch)
+
+
+def _cannot_write(directory: Path, error: OSError) -> StoreError:
+    return StoreError(f"cannot write to {directory}: {error.strerror}; choose another --out")
