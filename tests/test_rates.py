@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 
 from bayesmoe.core.gate import NO_RATE, Rate, power_rate
-from bayesmoe.theory.rates import Slope, fit_slope, verdict
+from bayesmoe.theory.rates import Slope, fit_slope, local_slopes, verdict
 
 SIZES = np.array([300, 1000, 3000, 10_000])
 HALF = power_rate(1, 2)
@@ -220,6 +220,22 @@ def test_two_replicates_at_a_size_have_a_slope_without_interval(rng: np.random.G
     assert verdict(found, HALF) == "unknown"
     used[1, 2] = True
     assert verdict(fit(values, used), HALF) == "consistent"
+
+
+def test_local_slopes_are_those_between_neighbours(rng: np.random.Generator) -> None:
+    n = np.array([1000, 100, 10_000])  # in any order
+    law = np.where(n < 1000, n**-0.5, 1000**-0.5 * (n / 1000) ** -0.125)
+    values = noisy(rng, law, 21, sd=0.01)
+    used = np.ones(values.shape, bool)
+    found = local_slopes(n, values, used, key=1)
+    assert [centre for centre, _ in found] == pytest.approx([np.sqrt(1e5), np.sqrt(1e7)])
+    medians = np.log10(np.median(values, axis=1))
+    expected = [medians[0] - medians[1], medians[2] - medians[0]]
+    assert [slope.slope for _, slope in found] == pytest.approx(expected, rel=1e-12)
+    assert [verdict(slope, HALF) for _, slope in found] == ["consistent", "slower"]
+    assert verdict(found[1][1], power_rate(1, 8)) == "consistent"
+    with pytest.raises(ValueError, match="two sample sizes or more"):
+        local_slopes(n[:1], values[:1], used[:1], key=1)
 
 
 def test_the_verdict_compares_the_interval_with_the_exponent() -> None:

@@ -62,8 +62,10 @@ def split(measure: bm.MixingMeasure, atoms: list[int], shares: list[float]) -> b
 # ---------------------------------------------------------------- the definition, written out again
 
 
-def exponents(case: GateCase, size: int, identified: bool) -> tuple[float, ...]:
-    """Of β1, τ, a, b and ν in a cell of ``size`` atoms."""
+def exponents(case: GateCase, size: int, identified: bool, order: float = 1.0) -> tuple[float, ...]:
+    """Of β1, τ, a, b and ν in a cell of ``size`` atoms; ``order`` is r of D_{1,r}."""
+    if order != 1:
+        return (order,) * 5
     order = ORDER[size]
     if size == 1 or (case.label == "dense_to_sparse" and not identified):
         return (1.0,) * 5
@@ -92,6 +94,7 @@ def definition(
     kind: str,
     identified: bool,
     moves: tuple[Any, Any, Any],
+    order: float = 1.0,
 ) -> np.ndarray:
     """The loss at representatives s ``(m,)``, t ``(m, d)`` and W ``(m,)``."""
     (s, t, W), g, h = moves, arrays(measure), arrays(truth.measure)
@@ -112,7 +115,7 @@ def definition(
         cost, mass = np.zeros(len(s)), np.zeros(len(s))
         for i, size in itertools.product(range(k), range(1, k + 1)):
             here = (nearest[i] == j) & (sizes[j] == size)
-            e = exponents(case, size, identified)
+            e = exponents(case, size, identified, order)
             terms = [parts[i, j, block] ** e[(0, 2, 3, 4)[block]] for block in range(4)]
             cost += here * W * w[i] * (sum(terms) + heat ** e[1])
             mass += here * W * w[i]
@@ -124,7 +127,12 @@ def definition(
 
 
 def brute_force(
-    case: GateCase, measure: bm.MixingMeasure, truth: Truth, kind: str, identified: bool
+    case: GateCase,
+    measure: bm.MixingMeasure,
+    truth: Truth,
+    kind: str,
+    identified: bool,
+    order: float = 1.0,
 ) -> float:
     """The infimum by differential evolution and Nelder-Mead over (s, t, log W)."""
     d = measure.n_covariates
@@ -139,7 +147,7 @@ def brute_force(
         s = points[0] if free[0] else np.ones(points.shape[1])
         t = points[free[0] :][:d].T if free[1] else np.zeros((points.shape[1], d))
         W = np.exp(points[-1]) if free[2] else np.ones(points.shape[1])
-        values = definition(case, measure, truth, kind, identified, (s, t, W))
+        values = definition(case, measure, truth, kind, identified, (s, t, W), order)
         return values if np.ndim(z) == 2 else values[0]
 
     if not bounds:
@@ -424,6 +432,18 @@ def test_the_loss_along_the_ray_by_hand() -> None:
     assert loss == pytest.approx(0.3 * 1 + 0.05 * 3, rel=1e-12)
 
 
+@pytest.mark.parametrize("order", [1.5, 3.0])
+@pytest.mark.parametrize(("k", "d"), [(3, 1), (2, 2)])
+def test_norms_enter_to_the_power_of_the_order(order: float, k: int, d: int) -> None:
+    case = CASE["dense_to_sparse"]
+    measure, truth = random_pair(case, k, 2, d, far=False)
+    loss = float(voronoi_loss(measure, truth, order=order))
+    assert loss == pytest.approx(
+        brute_force(case, measure, truth, "intercept", False, order), rel=1e-6
+    )
+    assert loss != pytest.approx(float(voronoi_loss(measure, truth)), rel=1e-3)
+
+
 def test_without_a_ray_the_identified_loss_is_the_loss(gate_case: GateCase) -> None:
     if not gate_case.ray:
         measure, truth = random_pair(gate_case, 3, 2, 1, far=False)
@@ -563,6 +583,14 @@ def test_errors_name_the_value_and_the_mend(change: dict[str, Any], message: str
     measure, truth = random_pair(CASE["softmax"], 2, 2, 1, far=False)
     with pytest.raises(ValueError, match=message):
         voronoi(**{"estimate": measure, "truth": truth, **change})
+    for order in (0.5, np.inf, "two"):
+        with pytest.raises(ValueError, match="order must be a number of at least 1"):
+            voronoi(measure, truth, order=order)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"order = 2 .* the softmax gate has none"):
+        voronoi(measure, truth, order=2)
+    tempered, ray = random_pair(CASE["dense_to_sparse"], 2, 2, 1, far=False)
+    with pytest.raises(ValueError, match="the identified loss has none"):
+        voronoi(tempered, ray, order=2, identified=True)
     many = dataclasses.replace(truth, measure=stack([truth.measure, truth.measure]))
     with pytest.raises(ValueError, match=r"single measure, got batch shape \(2,\); index it"):
         voronoi(measure, many)

@@ -10,7 +10,7 @@ import xarray as xr
 from bayesmoe.study.dataset import load_results
 from bayesmoe.study.files import write_bytes
 from bayesmoe.study.plan import Plan
-from bayesmoe.study.results import count_statuses, measure_slopes
+from bayesmoe.study.results import count_statuses, measure_local_slopes, measure_slopes
 from bayesmoe.study.stored import Stored
 
 
@@ -23,9 +23,14 @@ class Outputs(NamedTuple):
 
 
 def write_outputs(plan: Plan, stored: Stored) -> Outputs:
-    """Read all cells and write ``slopes.csv`` and ``statuses.csv``."""
+    """Read all cells and write ``slopes.csv``, ``local_slopes.csv`` and ``statuses.csv``."""
     results = load_results(stored, plan)
     slopes, counts = measure_slopes(plan, results), count_statuses(results)
-    for name, table in (("slopes.csv", slopes), ("statuses.csv", counts)):
+    tables = {
+        "slopes.csv": slopes,
+        "local_slopes.csv": measure_local_slopes(plan, results),
+        "statuses.csv": counts,
+    }
+    for name, table in tables.items():
         write_bytes(stored.directory / name, table.to_csv(index=False).encode())
     return Outputs(results, slopes, counts)

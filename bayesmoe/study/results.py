@@ -16,8 +16,10 @@ from bayesmoe.study.expected import expected_rate
 from bayesmoe.study.layout import CELL_AXES
 from bayesmoe.study.plan import Cell, Plan
 from bayesmoe.theory.decay import compare_decay
-from bayesmoe.theory.rates import fit_slope, verdict
+from bayesmoe.theory.rates import fit_slope, local_slopes, verdict
 from bayesmoe.theory.voronoi import CELL_KINDS
+
+_N_LOCAL = 500  # bootstrap samples of a local slope: there are many
 
 
 class _Row(NamedTuple):
@@ -44,22 +46,73 @@ def measure_slopes(plan: Plan, results: xr.Dataset) -> pd.DataFrame:
     expected, expected_text, verdict, law (what the decay looks like, by `compare_decay`), n_used,
     n_total.
     """
-    rows = []
-    for study in settings(results):
-        axes = (range(len(plan.gates)), plan.n_experts, plan.estimators)
-        for g, k, estimator in itertools.product(*axes):
-            gate = plan.gates[g].make()
-            one = study.isel(gate=g).sel(n_experts=k, estimator=estimator)
-            for row in _quantities(gate, one, estimator):
-                identity = {
-                    "scenario": study.attrs["scenario"],
-                    "prior": study.attrs["prior"],
-                    "gate": plan.gates[g].id,
-                    "n_experts": k,
-                    "estimator": estimator,
-                }
-                rows.append(identity | _measure(plan, one["converged"], row, identity))
+    rows = [case.identity | _measure(plan, case) for case in _cases(plan, results)]
     return pd.DataFrame(rows)
+
+
+def measure_local_slopes(plan: Plan, results: xr.Dataset) -> pd.DataFrame:
+    """Slopes of every loss between neighbouring sample sizes, see `local_slopes`.
+
+    Columns: scenario, prior, gate, n_experts, estimator, quantity, n (the geometric mean of the
+    two), slope, low, high, expected, n_used, n_total.
+    """
+    rows = []
+    for case in _cases(plan, results):
+        if case.row.cell is None:
+            key = plan.key("local", *case.name)
+            for n, slope in local_slopes(
+                case.sizes, case.values, case.used, key=key, n_bootstrap=_N_LOCAL
+            ):
+                ends = {"n": n, "slope": slope.slope, "low": slope.low, "high": slope.high}
+                counts = {"n_used": slope.n_used, "n_total": slope.n_total}
+                rate = {"expected": case.row.expected.exponent}
+                rows.append(case.identity | {"quantity": case.row.quantity} | ends | rate | counts)
+    return pd.DataFrame(rows)
+
+
+class _Case(NamedTuple):
+    """A quantity under one scenario, prior, gate, k and estimator, over n and replicates."""
+
+    identity: dict[str, Any]
+    row: _Row
+    converged: xr.DataArray
+
+    @property
+    def name(self) -> list[str]:
+        """What seeds its bootstrap; the MLE knows no prior: its interval is one for all."""
+        named = self.identity
+        if named["estimator"] == "mle":
+            named = {**named, "prior": ""}
+        return [self.row.quantity, str(self.row.cell), *map(str, named.values())]
+
+    @property
+    def sizes(self) -> np.ndarray:
+        return self.row.values["n"].to_numpy()
+
+    @property
+    def values(self) -> np.ndarray:
+        return self.row.values.transpose("n", "replicate").to_numpy()
+
+    @property
+    def used(self) -> np.ndarray:
+        return self.converged.transpose("n", "replicate").to_numpy()
+
+
+def _cases(plan: Plan, results: xr.Dataset) -> Iterator[_Case]:
+    gates = {spec.id: spec.make() for spec in plan.gates}
+    for study in settings(results):
+        axes = (study[axis].to_numpy().tolist() for axis in ("gate", "n_experts", "estimator"))
+        for gate, k, estimator in itertools.product(*axes):
+            one = study.sel(gate=gate, n_experts=k, estimator=estimator)
+            identity = {
+                "scenario": study.attrs["scenario"],
+                "prior": study.attrs["prior"],
+                "gate": gate,
+                "n_experts": k,
+                "estimator": estimator,
+            }
+            for row in _quantities(gates[gate], one, estimator):
+                yield _Case(identity, row, one["converged"])
 
 
 def _quantities(gate: Gate, one: xr.Dataset, estimator: str) -> Iterator[_Row]:
@@ -79,14 +132,10 @@ def _quantities(gate: Gate, one: xr.Dataset, estimator: str) -> Iterator[_Row]:
         yield _Row("map_mle_distance", None, one["map_mle_distance"], Rate(-1.0, "n^-1"))
 
 
-def _measure(
-    plan: Plan, converged: xr.DataArray, row: _Row, identity: dict[str, Any]
-) -> dict[str, Any]:
-    values, used = (a.transpose("n", "replicate").to_numpy() for a in (row.values, converged))
-    # the MLE knows no prior: its interval is one for all priors
-    named = {**identity, "prior": ""} if identity["estimator"] == "mle" else identity
-    key = plan.key("slope", row.quantity, str(row.cell), *map(str, named.values()))
-    slope = fit_slope(np.asarray(plan.sizes), values, used, key=key)
+def _measure(plan: Plan, case: _Case) -> dict[str, Any]:
+    row, values, used = case.row, case.values, case.used
+    sizes, key = case.sizes, plan.key("slope", *case.name)
+    slope = fit_slope(sizes, values, used, key=key)
     return {
         "quantity": row.quantity,
         "cell": row.cell,
@@ -96,7 +145,7 @@ def _measure(
         "expected": row.expected.exponent,
         "expected_text": row.expected.text,
         "verdict": verdict(slope, row.expected),
-        "law": compare_decay(np.asarray(plan.sizes), values, used).verdict,
+        "law": compare_decay(sizes, values, used).verdict,
         "n_used": slope.n_used,
         "n_total": slope.n_total,
     }

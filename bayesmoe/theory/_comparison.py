@@ -99,16 +99,21 @@ class Comparison:
 
 
 def compare(
-    measures: MixingMeasure, truth: Truth, *, identified: bool, probability: bool
+    measures: MixingMeasure,
+    truth: Truth,
+    *,
+    identified: bool,
+    probability: bool,
+    order: float = 1.0,
 ) -> Comparison:
     """Measures of batch shape ``(N,)``, in NumPy, against the truth.
 
     ``identified`` frees s, if the gate has a ray; ``probability`` asks for the weights E_X[π_i(X)]
-    in place of exp(β0_i/τ).
+    in place of exp(β0_i/τ). All exponents are multiplied by ``order``.
     """
     gate, n_true, free_scale = truth.gate, truth.measure.n_experts, identified and truth.gate.ray
     true = jax.tree_util.tree_map(lambda leaf: np.asarray(leaf)[None], truth.measure)
-    exponents = _exponents(gate, measures.n_experts, free_scale)
+    exponents = order * _exponents(gate, measures.n_experts, free_scale)
     norms = _expert_norms(measures, true)
     fixed = np.sum(norms[:, :, :, None] ** exponents[:, 2:], axis=-1)
     # along a ray it is the slope at the true temperature that counts

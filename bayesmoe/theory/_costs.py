@@ -15,6 +15,8 @@ from bayesmoe.theory._barrier import Constraints, Smoothing, solve
 from bayesmoe.theory._comparison import Comparison
 from bayesmoe.theory._definition import own_sizes
 
+_HALVINGS = 56  # of an interval: to rounding
+
 
 class Residuals(NamedTuple):
     """Row r costs weight_r ‖basis_r u + offset_r‖^exponent_r.
@@ -52,20 +54,31 @@ class Residuals(NamedTuple):
         matrix = np.einsum("rb,rdpb,rdqb->pqb", self.weights, self.basis, self.basis)
         return -solve(matrix, np.einsum("rb,rdpb,rdb->pb", self.weights, self.basis, self.offset))
 
-    def is_piecewise_linear(self) -> np.ndarray:
-        """Whether the sum over rows is of absolute values in one variable, shape ``(B,)``."""
-        _, d, p, size = self.basis.shape
-        return np.all(self.exponents == 1, axis=0) if d == p == 1 else np.zeros(size, dtype=bool)
+    @property
+    def n_variables(self) -> int:
+        """p."""
+        return self.basis.shape[2]
 
-    def medians(self) -> np.ndarray:
-        """Where a piecewise linear sum is least, shape ``(B,)``: the kinks' weighted median."""
+    @property
+    def n_covariates(self) -> int:
+        """d."""
+        return self.basis.shape[1]
+
+    def least_between(self, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        """The minimisers ``(B,)`` of costs in one variable between ``low`` and ``high``."""
         basis = self.basis[:, 0, 0]
-        kinks, weights = -self.offset[:, 0] / basis, self.weights * np.abs(basis)
-        order = np.argsort(kinks, axis=0)
-        kinks, below = (np.take_along_axis(a, order, axis=0) for a in (kinks, weights))
-        below = np.cumsum(below, axis=0)
-        middle = np.argmax(below >= below[-1] / 2, axis=0)
-        return np.take_along_axis(kinks, middle[None], axis=0)[0]
+        kinks = -self.offset[:, 0] / basis
+        weights = self.weights * self.exponents * np.abs(basis) ** self.exponents
+        low, high = (
+            np.clip(np.min(kinks, axis=0), low, high),
+            np.clip(np.max(kinks, axis=0), low, high),
+        )
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            gap = middle - kinks
+            slope = np.sum(weights * np.sign(gap) * np.abs(gap) ** (self.exponents - 1), axis=0)
+            low, high = np.where(slope > 0, low, middle), np.where(slope > 0, middle, high)
+        return (low + high) / 2
 
     def _squares(self, u: np.ndarray, smoothing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         residual = np.einsum("rdpb,pb->rdb", self.basis, u) + self.offset

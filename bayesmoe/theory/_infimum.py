@@ -123,18 +123,11 @@ def _minima(c: Comparison, rows: np.ndarray, cells: np.ndarray) -> _Tried:
 
 
 def _summed(assigned: Assigned, start: np.ndarray) -> np.ndarray:
-    """The minima where all cells count: at weighted medians, or else by the barrier method."""
-    u, linear = start.copy(), assigned.residuals.is_piecewise_linear()
-    for chosen in (linear, ~linear):
-        if np.any(chosen):
-            part = assigned.take(np.flatnonzero(chosen))
-            if chosen is linear:
-                low, high = part.constraints.interval()
-                u[0, chosen] = np.clip(part.residuals.medians(), low, high)
-            else:
-                objective = SummedCosts(part.residuals)
-                u[:, chosen] = minimise(objective, part.constraints, start[:, chosen])
-    return u
+    """The minima where all cells count."""
+    residuals, constraints, _ = assigned
+    if residuals.n_variables == residuals.n_covariates == 1:
+        return residuals.least_between(*constraints.interval())[None]
+    return minimise(SummedCosts(residuals), constraints, start)
 
 
 def _largest(c: Comparison, cells: np.ndarray, assigned: Assigned, u: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ losses) nominal 95 % covered 95 to 99 % with 6 to 20 replicates, where the basic
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -97,6 +98,47 @@ def fit_slope(
             ends = [(1 - level) / 2, (1 + level) / 2]
             low, high = map(float, np.quantile(_slopes(sizes[known], drawn), ends))
     return Slope(slope, low, high, int(np.sum(used)), used.size)
+
+
+def local_slopes(
+    n: ArrayLike,
+    values: ArrayLike,
+    used: ArrayLike,
+    *,
+    key: Array | int,
+    level: float = 0.95,
+    n_bootstrap: int = 2000,
+) -> list[tuple[float, Slope]]:
+    """Slopes between neighbouring sample sizes: do they settle, or is the power law a mixture?
+
+    Parameters
+    ----------
+    n, values, used, key, level, n_bootstrap
+        As for `fit_slope`. Neighbours share the replicates of the size between them, so that their
+        slopes are negatively correlated.
+
+    Returns
+    -------
+    For s sizes s - 1 pairs, sizes increasing: the geometric mean of two sizes, and their slope.
+
+    Raises
+    ------
+    ValueError
+        As `fit_slope`, and for fewer than two sizes.
+    """
+    sizes, losses, mask = check_series(n, values, used)
+    if len(sizes) < 2:
+        raise ValueError(f"local slopes need two sample sizes or more, got {sizes.tolist()}")
+    order = np.argsort(sizes)
+    keys = jax.random.split(as_key(key), len(sizes) - 1)
+    found = []
+    for pair, own in zip(itertools.pairwise(order), keys, strict=True):
+        two = list(pair)
+        slope = fit_slope(
+            sizes[two], losses[two], mask[two], key=own, level=level, n_bootstrap=n_bootstrap
+        )
+        found.append((float(np.sqrt(np.prod(sizes[two]))), slope))
+    return found
 
 
 def verdict(slope: Slope, expected: Rate) -> str:

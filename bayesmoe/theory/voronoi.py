@@ -73,7 +73,12 @@ class VoronoiResult(NamedTuple):
 
 
 def voronoi_loss(
-    estimate: Any, truth: Truth, identified: bool = False, *, weights: str = "intercept"
+    estimate: Any,
+    truth: Truth,
+    identified: bool = False,
+    *,
+    weights: str = "intercept",
+    order: float = 1.0,
 ) -> Array:
     """The Voronoi loss D(G, G*); see `voronoi`, which also says what it is made of.
 
@@ -81,11 +86,16 @@ def voronoi_loss(
     -------
     The losses, of the estimate's batch shape; ``(chain, draw)`` for a DataTree.
     """
-    return voronoi(estimate, truth, identified=identified, weights=weights).loss
+    return voronoi(estimate, truth, identified=identified, weights=weights, order=order).loss
 
 
 def voronoi(
-    estimate: Any, truth: Truth, *, identified: bool = False, weights: str = "intercept"
+    estimate: Any,
+    truth: Truth,
+    *,
+    identified: bool = False,
+    weights: str = "intercept",
+    order: float = 1.0,
 ) -> VoronoiResult:
     """The Voronoi loss with its errors by block and its cells.
 
@@ -104,6 +114,10 @@ def voronoi(
         reference, and the loss is at most Σ w*_j if no cell is empty, since the translation of all
         β0_i may send all w_i to zero. "probability" for w_i = E_X[π_i(X)], which is the same for
         all representatives.
+    order
+        r >= 1 of the losses D_{1,r} of the dense-to-sparse gate, whose norms all enter to the power
+        r: after Nguyen, Akbarian & Ho (ICML 2024) none of them converges at a power of n. Other
+        gates, and the identified loss, have no such family.
 
     Notes
     -----
@@ -114,17 +128,21 @@ def voronoi(
     Raises
     ------
     ValueError
-        If ``weights`` is unknown, the truth is a batch, a field is missing from the posterior, the
+        If ``weights`` is unknown, ``order`` is below one, or not one where there is no family, the
+        truth is a batch, a field is missing from the posterior, the
         numbers of covariates differ, or there are more than 100 000 assignments of atoms to cells.
     """
     measure = as_measure(estimate)
     check_comparable(measure, truth)
     if weights not in WEIGHTS:
         raise ValueError(f"unknown weights {weights!r}; choose one of {', '.join(WEIGHTS)}")
+    _check_order(order, truth.gate, identified)
     flat, finite = flatten(measure)
     known = jax.tree_util.tree_map(lambda leaf: leaf[finite], flat)
     with np.errstate(over="ignore", invalid="ignore"):  # the loss of far-off estimates is infinite
-        c = compare(known, truth, identified=identified, probability=weights == "probability")
+        c = compare(
+            known, truth, identified=identified, probability=weights == "probability", order=order
+        )
         found = _least(truth.gate, c)
     fields, unknowns = [], (np.nan, np.nan, True, 0)
     for part, unknown in zip(found, unknowns, strict=True):
@@ -198,6 +216,17 @@ def check_comparable(measure: MixingMeasure, truth: Truth) -> None:
         raise ValueError(
             f"the estimate has d = {d} covariates but the truth has {d_true}; they must agree: "
             "compare fits to data simulated from this truth"
+        )
+
+
+def _check_order(order: float, gate: Gate, identified: bool) -> None:
+    if not (isinstance(order, int | float) and 1 <= order < np.inf):
+        raise ValueError(f"order must be a number of at least 1, got {order!r}")
+    if order != 1 and (identified or not (gate.ray and gate.linear)):
+        what = "the identified loss" if identified else f"the {gate.label} gate"
+        raise ValueError(
+            f"order = {order:g} is of the losses D_(1,r) of the dense-to-sparse gate, and {what} "
+            "has none of them; leave it out"
         )
 
 
