@@ -19,6 +19,7 @@ from bayesmoe.diagnostics.determination import determination
 from bayesmoe.diagnostics.posterior import sample_laplace, sample_posterior
 from bayesmoe.diagnostics.prediction import Predictive
 from bayesmoe.diagnostics.predictive import sample_predictive
+from bayesmoe.diagnostics.stored_fit import StoredFit, load_fit
 from bayesmoe.inference.annealing import Annealing, anneal
 from bayesmoe.inference.em import EMFit, fit_em
 from bayesmoe.inference.outcome import Status
@@ -48,6 +49,7 @@ __all__ = [
     "Scenario",
     "StandardErrors",
     "Status",
+    "StoredFit",
     "align",
     "anneal",
     "chain_modes",
@@ -64,6 +66,7 @@ __all__ = [
     "fit_mle",
     "identify",
     "independence",
+    "load_fit",
     "moe",
     "sample_laplace",
     "sample_posterior",

@@ -1,4 +1,4 @@
-"""The command line: ``bayesmoe study``, ``fit``, ``compare`` and ``identify``.
+"""The command line: ``bayesmoe study``, ``fit``, ``compare``, ``report`` and ``identify``.
 
 Errors of the user are one line on stderr and exit status 2, before anything is computed or written.
 """
@@ -6,6 +6,7 @@ Errors of the user are one line on stderr and exit status 2, before anything is 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -17,9 +18,17 @@ from bayesmoe.core.model import MoE
 from bayesmoe.data.table import read_table, shipped_data_sets
 from bayesmoe.diagnostics.analysis import analyse
 from bayesmoe.diagnostics.comparison import compare_models
+from bayesmoe.diagnostics.stored_fit import FitRequest, StoredFit
 from bayesmoe.models import GATES, make_gate, moe
-from bayesmoe.report.files import check_new, write_analysis, write_comparison
+from bayesmoe.report.files import (
+    PAGE,
+    check_new,
+    rewrite_report,
+    write_analysis,
+    write_comparison,
+)
 from bayesmoe.report.identify import print_identification
+from bayesmoe.report.machine import comparison_json, fit_json
 from bayesmoe.report.terminal import print_analysis, print_comparison
 from bayesmoe.study.scenario import SCENARIOS, Scenario, scenario
 from bayesmoe.theory.identifiability import identify as find_identification
@@ -46,6 +55,10 @@ Experts = Annotated[int, typer.Option("--experts", help="The number of experts k
 Activation = Annotated[
     str | None, typer.Option("--activation", help="Of the gate activation_dense_to_sparse.")
 ]
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON object instead of tables; null if not finite."),
+]
 TopK = Annotated[int | None, typer.Option("--top-k", help="Of the gate top_k_sparse.")]
 
 
@@ -61,16 +74,24 @@ def fit(
     top_k: TopK = None,
     prior: Annotated[str, typer.Option(help="weak or compact.")] = "weak",
     seed: Seed = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Fit one model to one's own data: MLE, MAP and posterior."""
+    options = _given(activation=activation, top_k=top_k)
+    request = FitRequest(
+        data, response, tuple(covariate or ()), gate, options, experts, prior, seed
+    )
     with user_errors():
         check_new(out)
-        model: MoE = moe(gate, experts, prior, **_given(activation=activation, top_k=top_k))
-        table = read_table(data, response, covariate or ())
+        model = request.model
+        table = read_table(data, response, request.covariates)
         analysis = analyse(model, table, key=seed)
-    write_analysis(out, analysis)
+    write_analysis(out, request, analysis)
+    if as_json:
+        typer.echo(fit_json(StoredFit(request, analysis), out))
+        return
     print_analysis(analysis)
-    typer.echo(f"results: {out}")
+    typer.echo(f"report: {out / PAGE}")
 
 
 @app.command()
@@ -84,6 +105,7 @@ def compare(
     activation: Activation = None,
     top_k: TopK = None,
     seed: Seed = 0,
+    as_json: AsJson = False,
 ) -> None:
     """Compare models on one's own data, and recommend one."""
     with user_errors():
@@ -94,8 +116,23 @@ def compare(
             models, table, key=seed, observe=lambda text: typer.echo(text, err=True)
         )
     write_comparison(out, comparison)
+    if as_json:
+        typer.echo(comparison_json(comparison, out))
+        return
     print_comparison(comparison)
     typer.echo(f"results: {out}")
+
+
+@app.command()
+def report(
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The --out of a study or a fit.")
+    ],
+) -> None:
+    """Write the report of a study or a fit anew from what is stored."""
+    with user_errors():
+        page = rewrite_report(directory)
+    typer.echo(f"report: {page}")
 
 
 @app.command()

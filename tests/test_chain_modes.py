@@ -85,6 +85,16 @@ def test_modes_are_grouped_ordered_and_weighed() -> None:
     assert "chains 0, 2: not the densest's expert: 2 (mean log density -9" in found[1].text
 
 
+def test_the_prior_may_have_fewer_chains() -> None:
+    model = bm.moe("softmax", 3)
+    wrong = changed(intercept=[-3.0, 4.0, 1.0])
+    both = tree([wrong, TRUTH], [-90.0, -80.0], [0, 1])
+    found = chain_modes(model, both)
+    assert len(found) == 2
+    both["prior"] = both["posterior"].isel(chain=[0])
+    assert chain_modes(model, both) == found
+
+
 @pytest.mark.parametrize(
     ("mode", "words"),
     [

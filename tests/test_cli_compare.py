@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pandas as pd
@@ -60,3 +61,21 @@ def test_real_data_leave_all_that_is_promised(tmp_path: Path) -> None:
     assert table["reliable"].all()
     assert table["weight"].sum() == pytest.approx(1)
     assert table.loc["one expert", "recommended"]
+
+
+@pytest.mark.slow
+def test_one_json_object_is_all_that_is_printed(tmp_path: Path) -> None:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    out = tmp_path / "out"
+    result = CliRunner().invoke(app, [*arguments(out, experts="1"), "--json"])
+    assert result.exit_code == 0, result.output
+    assert "(model 1 of 1)" in result.stderr
+    found = json.loads(result.stdout, parse_constant=refuse)
+    assert found["recommended"] == "one expert"
+    assert found["text"] == (out / "recommendation.txt").read_text().strip()
+    (row,) = found["models"]
+    table = pd.read_csv(out / "comparison.csv")
+    assert row["elpd"] == pytest.approx(table["elpd"][0], rel=1e-14)
+    assert {check["check"] for check in row["all_checks"]["checks"]} > {"chains", "calibration"}

@@ -48,7 +48,7 @@ from bayesmoe.study.cell import LOSSES, Arrays
 from bayesmoe.study.dataset import load_results
 from bayesmoe.study.layout import Layout
 from bayesmoe.study.plan import Cell, Plan
-from bayesmoe.study.results import count_statuses, measure_slopes, settings
+from bayesmoe.study.results import count_statuses, measure_local_slopes, measure_slopes, settings
 from bayesmoe.study.store import Store
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -240,7 +240,13 @@ def assert_texts_are_apart(figure: Figure) -> None:
 
 
 def test_a_study_has_its_figures_under_stable_names(figures: dict[str, Figure]) -> None:
-    assert list(figures) == ["contraction", "blocks_k2", "blocks_k3", "temperature_sd"]
+    assert list(figures) == [
+        "contraction",
+        "blocks_k2",
+        "blocks_k3",
+        "local_slopes",
+        "temperature_sd",
+    ]
 
 
 def test_contraction_has_a_panel_per_gate_and_fitted_k(figures: dict[str, Figure]) -> None:
@@ -446,8 +452,11 @@ def test_many_gates_are_drawn_in_rows_of_panels() -> None:
 @pytest.mark.parametrize(
     ("estimators", "names"),
     [
-        (["mle", "map"], ["contraction", "blocks_k2", "blocks_k3"]),
-        (["posterior"], ["contraction", "blocks_k2", "blocks_k3", "temperature_sd"]),
+        (["mle", "map"], ["contraction", "blocks_k2", "blocks_k3", "local_slopes"]),
+        (
+            ["posterior"],
+            ["contraction", "blocks_k2", "blocks_k3", "local_slopes", "temperature_sd"],
+        ),
     ],
 )
 def test_estimators_that_were_not_run_are_not_mentioned(
@@ -482,14 +491,14 @@ def test_estimators_that_were_not_run_are_not_mentioned(
 def test_several_settings_have_their_own_figures_and_answers(several: Study) -> None:
     drawn = report.study_figures(several.results, several.slopes)
     pairs = [(s, p) for s in ("lambda", "weak") for p in ("weak", "compact")]
-    kinds = ["contraction", "blocks_k2", "temperature_sd"]
+    kinds = ["contraction", "blocks_k2", "local_slopes", "temperature_sd"]
     assert list(drawn) == [f"{s}_{p}_{kind}" for s, p in pairs for kind in kinds]
     page = render_study(several.results, several.slopes, several.counts, drawn)
     for scenario, prior in pairs:
         assert page.count(f"<h3>scenario {scenario}, prior {prior}</h3>") == 2
     outline = Outline(page)
     assert outline.open == []
-    assert len(outline.named("img")) == 12
+    assert len(outline.named("img")) == 16
     assert page.count('<button type="button">') == 2 + 10
     mle = several.slopes["estimator"] == "mle"
     rows = int((~mle).sum() + mle.sum() // 2)
@@ -530,7 +539,7 @@ def test_rates_that_are_not_known_are_said_to_be_so(k: int, title: str) -> None:
     results = make_results(plan, k_like=2 if k == 1 else 3)
     slopes = measure_slopes(plan, results)
     drawn = report.study_figures(results, slopes)
-    assert list(drawn) == ["contraction", f"blocks_k{k}"]
+    assert list(drawn) == ["contraction", f"blocks_k{k}", "local_slopes"]
     assert title in texts(drawn["contraction"])
     blocks = drawn[f"blocks_k{k}"]
     assert len(blocks.axes) == 4, "no gate has a temperature"
@@ -539,6 +548,24 @@ def test_rates_that_are_not_known_are_said_to_be_so(k: int, title: str) -> None:
     page = render_study(results, slopes, count_statuses(results), {})
     assert ">not known</td>" in page
     assert "without a verdict" in page
+
+
+def test_local_slopes_are_those_of_neighbouring_sizes(study: Study) -> None:
+    table = measure_local_slopes(study.plan, study.results)
+    where = {"gate": DENSE, "n_experts": 3, "estimator": "map"}
+    one = study.one.sel(where)
+    values = one["loss"].where(one["converged"]).transpose("n", "replicate").to_numpy()
+    expected = np.diff(np.log(np.nanmedian(values, axis=1))) / np.diff(np.log(SIZES))
+    rows = table[(table[list(where)] == pd.Series(where)).all(axis=1)]
+    found = rows[rows["quantity"] == "loss"]
+    np.testing.assert_allclose(found["slope"], expected, rtol=1e-9)
+    np.testing.assert_allclose(found["n"], np.sqrt(np.multiply(SIZES[1:], SIZES[:-1])))
+    assert (found["low"] <= found["slope"]).all()
+    drawn = report.study_figures(study.results, study.slopes)["local_slopes"]
+    panel = drawn.axes[len(GATES) + GATES.index(DENSE)]
+    lines = [line for line in panel.get_lines() if line.get_label() == "map"]
+    normalised = rows[rows["quantity"] == "normalised_loss"]
+    np.testing.assert_allclose(lines[0].get_ydata(), normalised["slope"])
 
 
 def damaged(study: xr.Dataset, kind: str) -> xr.Dataset:
@@ -695,7 +722,7 @@ def test_page_is_well_formed_accessible_and_self_contained(page: str) -> None:
     assert outline.named("html")[0]["lang"] == "en"
     assert any(meta.get("name") == "viewport" for meta in outline.named("meta"))
     images = outline.named("img")
-    assert len(images) == 4
+    assert len(images) == 5
     for image in images:
         assert len(image["alt"] or "") > 40
         assert (image["src"] or "").startswith("data:image/svg+xml;base64,")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import arviz_stats
@@ -22,6 +23,7 @@ from bayesmoe.diagnostics.posterior import sample_posterior
 from bayesmoe.diagnostics.predictive import sample_prior
 from bayesmoe.inference.point import Fit, fit_map, fit_mle
 from bayesmoe.inference.posterior import check_proper
+from bayesmoe.inference.uncertainty import standard_errors
 
 
 class Analysis(NamedTuple):
@@ -87,6 +89,22 @@ def estimates(analysis: Analysis) -> pd.DataFrame:
         "map": _labelled(analysis.map.measure, gate, names),
     }
     return pd.DataFrame(columns).rename_axis("parameter")
+
+
+def mle_errors(analysis: Analysis) -> pd.Series:
+    """Standard errors of the MLE by the names of `estimates`; NaN if it is not a maximum.
+
+    From `standard_errors`: infinite where the data do not determine the parameter, NaN where it
+    rests on the variance floor.
+    """
+    names = [str(name) for name in analysis.table.x.columns]
+    found = pd.Series(_labelled(analysis.mle_measure, analysis.model.gate, names), name="mle_se")
+    if not analysis.mle.converged:
+        return found * np.nan
+    named = dataclasses.replace(analysis.mle, measure=analysis.mle_measure)
+    x, y = analysis.table.x.to_numpy(), analysis.table.y.to_numpy()
+    errors = standard_errors(analysis.model, named, x, y)
+    return pd.Series(_labelled(errors.measure, analysis.model.gate, names), name="mle_se")
 
 
 def _labelled(measure: MixingMeasure, gate: Gate, names: list[str]) -> dict[str, float]:

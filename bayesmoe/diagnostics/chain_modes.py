@@ -26,7 +26,7 @@ from xarray import DataTree
 from bayesmoe.core.model import MoE
 from bayesmoe.diagnostics.determination import densest_draw
 from bayesmoe.diagnostics.mixing import watched
-from bayesmoe.diagnostics.posterior import check_tree
+from bayesmoe.diagnostics.posterior import GROUPS, check_tree
 from bayesmoe.diagnostics.recommendation import stack
 
 #: R-hat of two chains above which they are in different modes: far above that of slow mixing
@@ -92,7 +92,9 @@ def chain_modes(model: MoE, tree: DataTree) -> tuple[ChainMode, ...]:
             "the tree does not tell at which modes its chains started; "
             "pass what bayesmoe.sample_posterior returned"
         )
-    parts = [tree.isel(chain=list(chains)) for chains in together(watched(tree))]
+    # of the groups that may be there, too, the prior has chains of its own
+    sampled = tree.drop_nodes([name for name in tree.children if name not in GROUPS])
+    parts = [sampled.isel(chain=list(chains)) for chains in together(watched(tree))]
     lp = [float(part["sample_stats"]["lp"].mean()) for part in parts]
     parts = [parts[i] for i in np.argsort(lp)[::-1]]
     experts = [_Experts.of(model, part) for part in parts]

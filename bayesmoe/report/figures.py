@@ -17,21 +17,27 @@ from matplotlib.figure import Figure
 
 from bayesmoe.report._blocks import blocks
 from bayesmoe.report._contraction import contraction
+from bayesmoe.report._local_slopes import local_slopes
 from bayesmoe.report._study import estimators, fitted, split, temperature_gates
 from bayesmoe.report._temperature_sd import temperature_sd
 from bayesmoe.report.ray_figure import Series, ray_figure
 from bayesmoe.report.style import style
 from bayesmoe.study.files import write_atomic
+from bayesmoe.study.plan import parse_plan
+from bayesmoe.study.results import measure_local_slopes
 
 __all__ = [
     "Series",
     "blocks",
     "contraction",
+    "local_slopes",
     "ray_figure",
     "save",
     "study_figures",
     "temperature_sd",
 ]
+
+_NEIGHBOURS = 3  # sample sizes from which on local slopes say more than the slope
 
 
 def study_figures(results: xr.Dataset, slopes: pd.DataFrame) -> dict[str, Figure]:
@@ -47,15 +53,19 @@ def study_figures(results: xr.Dataset, slopes: pd.DataFrame) -> dict[str, Figure
     Returns
     -------
     dict
-        ``contraction``, ``blocks_k2`` for each fitted k, and ``temperature_sd`` if some gate has a
-        temperature and there is a posterior. A study of several scenarios or priors has these for
-        each, names beginning with the scenario's and the prior's, whichever vary.
+        ``contraction``, ``blocks_k2`` for each fitted k, ``local_slopes`` of three sample sizes or
+        more, and ``temperature_sd`` if some gate has a temperature and there is a posterior. A
+        study of several scenarios or priors has these for each, names beginning with the scenario's
+        and the prior's, whichever vary.
     """
     found: dict[str, Figure] = {}
+    local = measure_local_slopes(parse_plan(results.attrs["plan"], "the study"), results)
     for study, _, prefix in split(results):
         found[f"{prefix}contraction"] = contraction(study, slopes)
         for k in fitted(study):
             found[f"{prefix}blocks_k{k}"] = blocks(study, slopes, [k])
+        if study.sizes["n"] >= _NEIGHBOURS:
+            found[f"{prefix}local_slopes"] = local_slopes(study, local)
         if temperature_gates(study) and "posterior" in estimators(study):
             found[f"{prefix}temperature_sd"] = temperature_sd(study, slopes)
     return found

@@ -14,11 +14,17 @@ import xarray as xr
 
 from bayesmoe.diagnostics.analysis import Analysis, estimates, posterior_summary
 from bayesmoe.diagnostics.comparison import Comparison
+from bayesmoe.diagnostics.stored_fit import FITS, FitRequest, StoredFit, load_fit, save_fit
 from bayesmoe.report.compare_figure import compare_figure
 from bayesmoe.report.figures import save, study_figures
 from bayesmoe.report.fit_figure import fit_figure
+from bayesmoe.report.fit_html import render_fit
 from bayesmoe.report.html import render_study
 from bayesmoe.study.files import write_bytes
+from bayesmoe.study.outputs import write_outputs
+from bayesmoe.study.stored import RESULTS_NAME, Stored
+
+PAGE = "report.html"
 
 
 def write_study(
@@ -28,7 +34,7 @@ def write_study(
     figures = study_figures(results, slopes)
     for name, figure in figures.items():
         save(figure, directory / "figures" / name)
-    path = directory / "report.html"
+    path = directory / PAGE
     write_bytes(path, render_study(results, slopes, counts, figures).encode())
     return path
 
@@ -44,11 +50,12 @@ def check_new(directory: Path) -> None:
         raise ValueError(f"{directory} cannot be made in {parent}; choose another --out")
 
 
-def write_analysis(directory: Path, analysis: Analysis) -> None:
-    """Write estimates, starts, posterior and figure of a fit to a new directory.
+def write_analysis(directory: Path, request: FitRequest, analysis: Analysis) -> None:
+    """Write report, estimates, starts, posterior and figure of a fit to a new directory.
 
-    ``estimates.csv``, ``starts.csv``, ``posterior_summary.csv``, ``checks.csv``, ``posterior.nc``,
-    ``fit.png`` and ``fit.svg`` are written to a hidden directory beside it, which is then renamed.
+    ``report.html``, ``estimates.csv``, ``starts.csv``, ``posterior_summary.csv``, ``checks.csv``,
+    ``fits.nc``, ``posterior.nc``, ``fit.png`` and ``fit.svg`` are written to a hidden directory
+    beside it, which is then renamed.
     """
     with _whole(directory) as partial:
         estimates(analysis).to_csv(partial / "estimates.csv")
@@ -56,8 +63,57 @@ def write_analysis(directory: Path, analysis: Analysis) -> None:
         summary = posterior_summary(analysis.posterior, analysis.model.gate)
         summary.to_csv(partial / "posterior_summary.csv")
         analysis.checks.to_frame().to_csv(partial / "checks.csv")
-        analysis.posterior.to_netcdf(partial / "posterior.nc", engine="h5netcdf")
-        save(fit_figure(analysis), partial / "fit")
+        save_fit(partial, request, analysis)
+        _write_fit_page(partial, StoredFit(request, analysis))
+
+
+def _write_fit_page(directory: Path, stored: StoredFit) -> Path:
+    """Write ``fit.png``, ``fit.svg`` and ``report.html``; the latter's path."""
+    figure = fit_figure(stored.analysis)
+    page = render_fit(stored, figure)
+    save(figure, directory / "fit")
+    write_bytes(directory / PAGE, page.encode("utf-8", "replace"))
+    return directory / PAGE
+
+
+def rewrite_report(directory: Path) -> Path:
+    """Write the figures and ``report.html`` of a study or a fit anew from what is stored.
+
+    Parameters
+    ----------
+    directory
+        The ``--out`` of ``bayesmoe study run`` or ``bayesmoe fit``.
+
+    Returns
+    -------
+    Path
+        Of the report.
+
+    Raises
+    ------
+    ValueError
+        If the directory holds neither, a study is not finished, or a file is damaged; nothing is
+        written then.
+    """
+    if (directory / RESULTS_NAME).is_dir():
+        return _rewrite_study(directory)
+    if (directory / FITS).is_file():
+        return _write_fit_page(directory, load_fit(directory))
+    raise ValueError(
+        f"{directory} is neither a study (it has no {RESULTS_NAME}) nor a fit (it has no {FITS}); "
+        "give the --out of 'bayesmoe study run' or of 'bayesmoe fit'"
+    )
+
+
+def _rewrite_study(directory: Path) -> Path:
+    stored = Stored(directory)
+    left = len(set(stored.plan.cells()) - stored.finished() - stored.failed())
+    if left:
+        raise ValueError(
+            f"the study in {directory} lacks {left} cells; finish it with "
+            "'bayesmoe study run' first"
+        )
+    return write_study(directory, *write_outputs(stored.plan, stored))
 
 
 def write_comparison(directory: Path, comparison: Comparison) -> None:

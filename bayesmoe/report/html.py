@@ -27,6 +27,10 @@ _CAPTIONS = {
     "is the posterior standard deviation of τ. In over-specified fits the lines with points belong "
     "to atoms that share a cell, dotted lines to atoms alone in theirs, and the latter should fall "
     "faster.",
+    "local_slopes": "Slopes of the Voronoi loss between neighbouring sample sizes, with 95 % "
+    "intervals, at the geometric mean of the two. A rate that holds over the whole range of n has "
+    "points along the grey line, the expected exponent; slopes that drift say that the range is "
+    "not asymptotic yet. Intervals that leave the panel are wider than it.",
     "temperature_sd": "Posterior standard deviation of the temperature τ. A flat line means that "
     "more data teach nothing about τ; a line parallel to a falling grey line decays at the "
     "expected rate.",
@@ -35,6 +39,10 @@ _CAPTIONS = {
 _ALTERNATIVES = {
     "contraction": ("Log-log panels of the Voronoi loss, with slopes:", "normalised_loss"),
     "blocks": ("Log-log panels of the error of each parameter block. Slopes of the loss:", "loss"),
+    "local_slopes": (
+        "Slopes of the Voronoi loss between neighbouring sample sizes. Over all sizes:",
+        "normalised_loss",
+    ),
     "temperature_sd": (
         "Log-log panels of the posterior standard deviation of τ, with slopes:",
         "temperature_sd",
@@ -65,7 +73,7 @@ def render_study(
     labels, parts = _study.gate_labels(results), _study.split(results)
     unique, fits = _tables.once(slopes, results), _tables.once(counts, results)
     rows = _tables.slope_rows(unique, labels)
-    return _environment().get_template("study.html").render(
+    return environment().get_template("study.html").render(
         title=f"Convergence study: {results.attrs['name']}",
         several=_study.several_settings(results),
         parts=[
@@ -95,17 +103,18 @@ def render_study(
     )  # fmt: skip
 
 
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """The templates of this package: what is put into them is escaped."""
+    made = jinja2.Environment(
         loader=jinja2.PackageLoader("bayesmoe", "report"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["rate"] = rate_html
-    environment.filters["powers"] = powers_html
-    return environment
+    made.filters["rate"] = rate_html
+    made.filters["powers"] = powers_html
+    return made
 
 
 def rate_html(text: str) -> Markup:
@@ -130,11 +139,11 @@ def _figures(
             if name.startswith(part.prefix + kind):
                 start, quantity = _ALTERNATIVES[kind]
                 words = f"{start} {slope_summary(own, labels, quantity)}"
-                found.append({"caption": caption, "alt": words, "source": _svg(figure)})
+                found.append({"caption": caption, "alt": words, "source": svg(figure)})
     return found
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
     """The figure as a data URI: an image of its own, so that no names can clash."""
     buffer = io.BytesIO()
     with style():

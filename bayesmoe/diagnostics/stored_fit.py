@@ -1,0 +1,220 @@
+"""A fit of one's own data in a directory: written with all that it takes to open it again.
+
+``posterior.nc`` has the draws and the data, ``fits.nc`` what was asked for, every start of MLE and
+MAP bit for bit, and the checks. Both are netCDF; nothing in them is executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from xarray import DataTree
+
+from bayesmoe.core.measure import FIELDS, MixingMeasure
+from bayesmoe.core.model import MoE
+from bayesmoe.data.table import Table
+from bayesmoe.diagnostics.alignment import align
+from bayesmoe.diagnostics.analysis import Analysis
+from bayesmoe.diagnostics.checks import Check, Checks, Verdict
+from bayesmoe.diagnostics.posterior import DIMS
+from bayesmoe.inference.outcome import Starts, Status
+from bayesmoe.inference.point import Fit
+from bayesmoe.models import moe
+
+FITS, POSTERIOR = "fits.nc", "posterior.nc"
+FORMAT = "bayesmoe fit 1"
+
+_ENGINE: Final = "h5netcdf"
+_PER_START = ("objective", "gradient_norm", "least_curvature", "n_iterations")
+_OF_BEST = ("log_likelihood", "log_density", "gradient_norm", "least_curvature")
+
+
+class FitRequest(NamedTuple):
+    """What a fit was asked for: everything that determines its numbers but the data.
+
+    Attributes
+    ----------
+    data
+        The CSV file or shipped data set, as `bayesmoe.data.table.read_table` takes it.
+    response, covariates
+        Columns; no covariates stand for all other columns.
+    gate, options, n_experts, prior
+        The arguments of `bayesmoe.moe`.
+    seed
+        Seeds starts and chains.
+    """
+
+    data: str
+    response: str
+    covariates: tuple[str, ...]
+    gate: str
+    options: dict[str, Any]
+    n_experts: int
+    prior: str = "weak"
+    seed: int = 0
+
+    @property
+    def model(self) -> MoE:
+        """The model; raises ValueError as `bayesmoe.moe` does."""
+        return moe(self.gate, self.n_experts, self.prior, **self.options)
+
+    def command(self, out: str) -> str:
+        """The command line that fits this again, into the directory ``out``."""
+        words = ["bayesmoe", "fit", self.data, "--response", self.response]
+        words += [word for name in self.covariates for word in ("--covariate", name)]
+        words += ["--gate", self.gate, "--experts", str(self.n_experts)]
+        for name, value in self.options.items():
+            words += [f"--{name.replace('_', '-')}", str(value)]
+        return shlex.join([*words, "--prior", self.prior, "--seed", str(self.seed), "--out", out])
+
+
+class StoredFit(NamedTuple):
+    """What was asked for, and what came of it."""
+
+    request: FitRequest
+    analysis: Analysis
+
+
+class StoredFitError(ValueError):
+    """A directory that cannot give a fit."""
+
+
+def data_digest(table: Table) -> str:
+    """SHA-256 of the columns used: their names and their values as float64."""
+    found = hashlib.sha256()
+    for name, values in [*table.x.items(), (table.y.name, table.y)]:
+        found.update(repr(str(name)).encode())
+        found.update(np.ascontiguousarray(values, dtype="<f8").tobytes())
+    return found.hexdigest()
+
+
+def save_fit(directory: Path, request: FitRequest, analysis: Analysis) -> None:
+    """Write ``posterior.nc`` and ``fits.nc`` into a directory that exists."""
+    analysis.posterior.to_netcdf(directory / POSTERIOR, engine=_ENGINE)
+    checks = analysis.checks.to_frame().to_xarray()
+    tree = DataTree.from_dict(
+        {"mle": _dataset(analysis.mle), "map": _dataset(analysis.map), "checks": checks}
+    )
+    tree.attrs = {
+        "format": FORMAT,
+        "request": json.dumps(request._asdict()),
+        "data_digest": data_digest(analysis.table),
+    }
+    tree.to_netcdf(directory / FITS, engine=_ENGINE)
+
+
+def load_fit(directory: str | Path) -> StoredFit:
+    """Open again what ``bayesmoe fit`` wrote.
+
+    Parameters
+    ----------
+    directory
+        The ``--out`` of the fit.
+
+    Returns
+    -------
+    The request, and the analysis with ``posterior`` (an ArviZ DataTree), ``mle`` and ``map`` (as
+    `bayesmoe.fit_mle` and `bayesmoe.fit_map` return them, all starts included), ``model``,
+    ``table`` and ``checks``. Numbers are those written, bit for bit.
+
+    Raises
+    ------
+    StoredFitError
+        If there is no fit, a file cannot be read, or the two files are not of one fit.
+    """
+    directory = Path(directory)
+    fits, posterior = _open(directory, FITS), _open(directory, POSTERIOR)
+    if fits.attrs.get("format") != FORMAT:
+        raise StoredFitError(
+            f"{directory / FITS} was not written by this version of bayesmoe; fit again"
+        )
+    try:
+        return _assemble(fits, posterior)
+    except StoredFitError as error:
+        raise StoredFitError(f"{directory}: {error}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoredFitError(f"{directory} holds a damaged fit ({error!r}); fit again") from None
+
+
+def _open(directory: Path, name: str) -> DataTree:
+    path = directory / name
+    if not path.is_file():
+        raise StoredFitError(f"{directory} is not a fit: it has no {name}")
+    try:
+        with xr.open_datatree(path, engine=_ENGINE) as opened:
+            return opened.load()
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise StoredFitError(f"{path} cannot be read ({reason}); fit again") from None
+
+
+def _assemble(fits: DataTree, posterior: DataTree) -> StoredFit:
+    given = json.loads(fits.attrs["request"])
+    request = FitRequest(**{**given, "covariates": tuple(given["covariates"])})
+    model, table = request.model, _table(posterior, request.response)
+    if data_digest(table) != fits.attrs["data_digest"]:
+        raise StoredFitError(f"{FITS} and {POSTERIOR} are not of the same data; fit again")
+    mle, map_ = (_fit(fits[name].to_dataset()) for name in ("mle", "map"))
+    named = align(mle.measure, model.gate, map_.measure)
+    checks = _checks(fits["checks"].to_dataset())
+    return StoredFit(request, Analysis(model, table, mle, map_, named, posterior, checks))
+
+
+def _table(posterior: DataTree, response: str) -> Table:
+    x = posterior["constant_data"].to_dataset()["x"]
+    y = posterior["observed_data"].to_dataset()["y"]
+    names = [str(name) for name in x["covariate"].values]
+    return Table(pd.DataFrame(x.values, columns=names), pd.Series(y.values, name=response))
+
+
+def _dataset(fit: Fit) -> xr.Dataset:
+    """All starts of a fit, and what it says of the best."""
+    starts = fit.starts
+    variables: dict[str, Any] = {name: ("start", getattr(starts, name)) for name in _PER_START}
+    variables["status"] = ("start", [status.name.lower() for status in starts.status])
+    measures = {
+        **dict.fromkeys(FIELDS, starts.measures),
+        **{f"best_{f}": fit.measure for f in FIELDS},
+    }
+    for name, measure in measures.items():
+        field = name.removeprefix("best_")
+        lead = [] if name.startswith("best_") else ["start"]
+        variables[name] = ((*lead, *DIMS.get(field, [])), np.asarray(getattr(measure, field)))
+    best = {name: float(getattr(fit, name)) for name in _OF_BEST}
+    return xr.Dataset(variables, attrs={**best, "status": fit.status.name.lower()})
+
+
+def _fit(dataset: xr.Dataset) -> Fit:
+    starts = Starts(
+        status=tuple(Status[str(name).upper()] for name in dataset["status"].values),
+        measures=_measure(dataset, ""),
+        **{name: dataset[name].values for name in _PER_START},
+    )
+    best = {name: float(dataset.attrs[name]) for name in _OF_BEST}
+    status = Status[dataset.attrs["status"].upper()]
+    return Fit(measure=_measure(dataset, "best_"), status=status, starts=starts, **best)
+
+
+def _measure(dataset: xr.Dataset, prefix: str) -> MixingMeasure:
+    return MixingMeasure(*(dataset[prefix + field].values for field in FIELDS))
+
+
+def _checks(dataset: xr.Dataset) -> Checks:
+    names, verdicts, values, texts = (
+        dataset[name].values for name in ("check", "verdict", "value", "text")
+    )
+    return Checks(
+        tuple(
+            Check(
+                str(name), Verdict[str(verdict).upper().replace(" ", "_")], float(value), str(text)
+            )
+            for name, verdict, value, text in zip(names, verdicts, values, texts, strict=True)
+        )
+    )

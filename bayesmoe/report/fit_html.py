@@ -1,0 +1,191 @@
+"""One self-contained HTML page about a fit of one's own data."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from bayesmoe.diagnostics.analysis import Analysis, estimates, mle_errors, posterior_summary
+from bayesmoe.diagnostics.checks import Verdict
+from bayesmoe.diagnostics.stored_fit import StoredFit, data_digest
+from bayesmoe.inference.point import Fit
+from bayesmoe.report._findings import CLOSE, find_optima, find_troubles
+from bayesmoe.report.html import environment, svg
+from bayesmoe.report.style import ESTIMATOR_LABELS, STATUS_LABELS, size_text
+
+_VERDICTS = {
+    Verdict.PASSED: "may be used: every check passed.",
+    Verdict.NOT_CHECKED: "may be used as far as it was checked; not every check could be made.",
+    Verdict.DOUBTFUL: "may be used, with the reservations below.",
+    Verdict.FAILED: "must not be used as it is: a check failed.",
+}
+
+Row = dict[str, Any]
+
+
+def render_fit(stored: StoredFit, figure: Figure) -> str:
+    """The report of a fit as one HTML page that needs nothing else.
+
+    Parameters
+    ----------
+    stored
+        The request and its analysis, as `load_fit` returns them.
+    figure
+        From `fit_figure`.
+
+    Returns
+    -------
+    str
+        The page; column names and all else that comes from the user are escaped.
+    """
+    analysis = stored.analysis
+    table, attributes = analysis.table, analysis.posterior.attrs
+    return environment().get_template("fit.html").render(
+        title=f"{table.y.name} given {_listed(list(table.x.columns))}",
+        model=_model_text(analysis),
+        points=[
+            {"name": ESTIMATOR_LABELS[name].upper(), "converged": fit.converged,
+             "text": _point_text(name, fit)}
+            for name, fit in (("mle", analysis.mle), ("map", analysis.map))
+        ],
+        verdict=_VERDICTS[analysis.checks.verdict],
+        usable=analysis.checks.verdict is not Verdict.FAILED,
+        troubles=find_troubles(analysis),
+        estimates=estimate_rows(analysis),
+        errors_missing="" if analysis.mle.converged else STATUS_LABELS[_status(analysis.mle)],
+        figure={"source": svg(figure), "caption": _CAPTION, "alt": _alternative(analysis)},
+        checks=analysis.checks.checks,
+        starts=_start_rows(analysis),
+        settings=_settings(stored),
+        versions=json.loads(attributes["versions"]).items(),
+        command=stored.request.command("again"),
+        digest=data_digest(table),
+    )  # fmt: skip
+
+
+_CAPTION = (
+    "Above: observations, coloured by the expert that is responsible for them; straight lines are "
+    "the experts of the MAP; grey bands are the posterior's. Below: gate probabilities. Experts "
+    "have the numbers of the table."
+)
+
+
+def _alternative(analysis: Analysis) -> str:
+    """What the figure shows, in words."""
+    y, first = analysis.table.y.name, analysis.table.x.columns[0]
+    return f"{y} against {first}: data, the experts' lines, posterior mean and bands; below, gates."
+
+
+# --- sentences
+
+
+def _listed(names: list[Any]) -> str:
+    shown = [str(name) for name in names]
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def _model_text(analysis: Analysis) -> str:
+    model, n = analysis.model, size_text(len(analysis.table.y))
+    experts = "1 expert" if model.n_experts == 1 else f"{model.n_experts} experts"
+    return (
+        f"{analysis.table.y.name} by {_listed(list(analysis.table.x.columns))}, n = {n}, with "
+        f"{experts} under the {model.gate.label} gate; prior: {model.prior_name}."
+    )
+
+
+def _point_text(name: str, fit: Fit) -> str:
+    """How the best start ended, how many joined it, and what other optima are near."""
+    reached, total, below = find_optima(fit)
+    head = "converged to" if fit.converged else "did not converge:"
+    joined = f"{reached} of {total} starts" if reached else f"No optimum of the {total} starts"
+    optima = f"{len(below) or 'no'} other {'optimum' if len(below) == 1 else 'optima'}"
+    unit = "log-likelihood" if name == "mle" else "log posterior density"
+    return (
+        f"{head} {fit.status.value} (log-likelihood {_number(fit.log_likelihood, 6)}). "
+        f"{joined} reached this height; {optima} within {CLOSE:g} unit of {unit}."
+    )
+
+
+def _status(fit: Fit) -> str:
+    return fit.status.name.lower()
+
+
+# --- tables
+
+_SHOWN = ("mean", "eti90_lb", "eti90_ub", "ess_bulk", "r_hat")
+
+
+def estimate_rows(analysis: Analysis) -> list[Row]:
+    """One row per parameter: MLE with standard error, MAP, posterior mean, interval, ESS, R-hat."""
+    points, errors = estimates(analysis), mle_errors(analysis)
+    summary = posterior_summary(analysis.posterior, analysis.model.gate)
+    together = points.join(errors).join(summary[list(_SHOWN)])
+    return [
+        {
+            "name": str(name),
+            "mle": _number(row["mle"]),
+            "se": _error(row["mle_se"]),
+            "map": _number(row["map"]),
+            "mean": _number(row["mean"]),
+            "interval": f"[{_number(row['eti90_lb'])}, {_number(row['eti90_ub'])}]",
+            "ess": f"{row['ess_bulk']:.0f}",
+            "rhat": f"{row['r_hat']:.3f}",
+        }
+        for name, row in together.iterrows()
+    ]
+
+
+def _number(value: float, digits: int = 4) -> str:
+    """Significant digits with a typographic minus sign; a dash for NaN."""
+    if math.isnan(value):
+        return "–"
+    return f"{value:.{digits}g}".replace("inf", "∞").replace("-", "−")
+
+
+def _error(value: float) -> str:
+    return "not determined" if math.isinf(value) else _number(value, 2)
+
+
+def _start_rows(analysis: Analysis) -> list[Row]:
+    """Every start, the best first."""
+    rows = []
+    for name, fit in (("mle", analysis.mle), ("map", analysis.map)):
+        starts = fit.starts
+        heights = np.where(np.isfinite(starts.objective), starts.objective, -np.inf)
+        order = np.argsort(-heights, kind="stable").tolist()
+        rows += [
+            {
+                "estimator": ESTIMATOR_LABELS[name],
+                "start": i,
+                "objective": _number(float(starts.objective[i]), 9),
+                "status": STATUS_LABELS[starts.status[i].name.lower()],
+                "converged": starts.status[i].converged,
+                "gradient": f"{starts.gradient_norm[i]:.0e}".replace("-", "−"),
+                "iterations": int(starts.n_iterations[i]),
+            }
+            for i in order
+        ]
+    return rows
+
+
+def _settings(stored: StoredFit) -> list[tuple[str, str]]:
+    request, tree = stored.request, stored.analysis.posterior
+    sizes = tree["posterior"].sizes
+    return [
+        ("Data", request.data),
+        ("Response", request.response),
+        ("Covariates", ", ".join(map(str, stored.analysis.table.x.columns))),
+        ("Rows", size_text(len(stored.analysis.table.y))),
+        ("Gate", stored.analysis.model.gate.label),
+        ("Experts", str(request.n_experts)),
+        ("Prior", request.prior),
+        ("Seed", str(request.seed)),
+        ("Sampler", f"NUTS, {sizes['chain']} chains, {tree.attrs['n_warmup']} warm-up iterations "
+                    f"and {sizes['draw']} draws each"),
+        ("Created", str(tree["posterior"].attrs["created_at"])[:19].replace("T", " ") + " UTC"),
+        ("bayesmoe", str(tree.attrs["bayesmoe_version"])),
+    ]  # fmt: skip

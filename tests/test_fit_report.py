@@ -1,0 +1,244 @@
+"""The report of a fit: what it shows and to whom, its tables, and the troubles it tells."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from fabricated_fit import (
+    CENTRE,
+    HOSTILE,
+    fitted,
+    hostile,
+    make_analysis,
+    make_request,
+    passed,
+    point,
+    simulate,
+)
+from matplotlib.figure import Figure
+
+import bayesmoe as bm
+from bayesmoe.diagnostics.analysis import Analysis, mle_errors
+from bayesmoe.diagnostics.checks import Check, Checks, Verdict
+from bayesmoe.diagnostics.stored_fit import StoredFit
+from bayesmoe.inference.outcome import Status
+from bayesmoe.report._findings import _CHECKS, Finding, find_optima, find_troubles
+from bayesmoe.report.fit_figure import fit_figure
+from bayesmoe.report.fit_html import render_fit
+
+
+@pytest.fixture(scope="module")
+def stored() -> StoredFit:
+    return hostile()
+
+
+class Seen(HTMLParser):
+    """Elements, references and text of a page."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.references: list[str] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.references += [str(v) for name, v in attrs if name in ("src", "href")]
+        assert not any(name.startswith("on") for name, _ in attrs)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+# --- the page
+
+
+def test_what_comes_from_the_user_is_shown_and_not_run(stored: StoredFit) -> None:
+    page = render_fit(stored, Figure())
+    seen = Seen(page)
+    assert seen.tags.count("script") == 1, "the page's own"
+    assert seen.tags.count("img") == 1, "the figure"
+    assert "<script>alert" not in page
+    assert f"slope[0, {HOSTILE}]" in seen.text
+    assert "{{ 7 * 7 }}<img src=x onerror=alert(2)>" in seen.text
+    command = re.search(r"bayesmoe fit .*", seen.text)
+    assert command is not None
+    words = shlex.split(command[0])
+    assert words[:5] == ["bayesmoe", "fit", "my data.csv", "--response", stored.request.response]
+    assert words[words.index("--covariate") + 1] == HOSTILE
+
+
+def test_the_page_needs_nothing_else(stored: StoredFit) -> None:
+    seen = Seen(render_fit(stored, fit_figure(stored.analysis)))
+    assert len(seen.references) == 1
+    assert all(reference.startswith("data:image/svg+xml;base64,") for reference in seen.references)
+
+
+def test_the_table_has_the_estimates(stored: StoredFit) -> None:
+    page = Seen(render_fit(stored, Figure())).text
+    x, y = simulate()
+    mle = stored.analysis.mle
+    errors = bm.standard_errors(stored.analysis.model, mle, x, y)
+    draws = stored.analysis.posterior["posterior"]["intercept"].values[..., 1]
+    low, high = np.quantile(draws, [0.05, 0.95])
+    row = page.split("intercept[1]", 1)[1].split()[:6]
+    values = [float(text.strip("[,]").replace("−", "-")) for text in row]
+    expected = [mle.measure.intercept[1], errors.measure.intercept[1], 2.0, draws.mean(), low, high]
+    np.testing.assert_allclose(values, expected, rtol=0.06)
+
+
+def test_errors_follow_the_names_of_the_experts() -> None:
+    analysis = make_analysis(fitted())
+    swapped = bm.align(
+        analysis.mle.measure,
+        analysis.model.gate,
+        CENTRE.replace(slope=CENTRE.slope[::-1], intercept=CENTRE.intercept[::-1],
+                       variance=CENTRE.variance[::-1]),
+    )  # fmt: skip
+    errors = mle_errors(analysis)
+    other = mle_errors(analysis._replace(mle_measure=swapped))
+    np.testing.assert_allclose(other["slope[0, u]"], errors["slope[1, u]"], rtol=1e-6)
+    np.testing.assert_allclose(other["gate_slope[0, u]"], errors["gate_slope[0, u]"], rtol=1e-6)
+    assert errors["slope[0, u]"] != pytest.approx(errors["slope[1, u]"], rel=1e-3)
+
+
+def test_a_separated_mle_has_no_errors_and_says_why() -> None:
+    mle = point([-5.0, -5.0], [Status.SEPARATED] * 2, map_=False)
+    analysis = make_analysis(mle)
+    assert mle_errors(analysis).isna().all()
+    page = Seen(render_fit(StoredFit(make_request(), analysis), Figure())).text
+    assert "The MLE has no standard errors (separated: no finite maximum)" in page
+    assert "MLE did not converge: a gate parameter runs away" in page
+    assert "2 of 2 starts reached this height; no other optima within 1 unit" in page
+    assert "Separated gate (MLE)" in page
+
+
+@pytest.mark.parametrize(
+    ("verdict", "words"),
+    [
+        (Verdict.PASSED, "The posterior may be used: every check passed."),
+        (Verdict.NOT_CHECKED, "The posterior may be used as far as it was checked"),
+        (Verdict.DOUBTFUL, "The posterior may be used, with the reservations below."),
+        (Verdict.FAILED, "The posterior must not be used as it is"),
+    ],
+)
+def test_the_verdict_comes_first(verdict: Verdict, words: str) -> None:
+    analysis = make_analysis(fitted(), checks=passed(energy=(verdict, 0.1, "poor")))
+    page = Seen(render_fit(StoredFit(make_request(), analysis), Figure())).text
+    assert words in page
+    assert ("No trouble was found." in page) == (verdict is Verdict.PASSED)
+    assert page.index(words) < page.index("Estimates")
+
+
+# --- troubles
+
+
+def subjects(analysis: Analysis) -> list[str]:
+    return [trouble.subject for trouble in find_troubles(analysis)]
+
+
+def test_a_sound_fit_has_no_trouble() -> None:
+    assert find_troubles(make_analysis()) == []
+
+
+@pytest.mark.parametrize(
+    ("heights", "reached", "below"),
+    [
+        ([-5.0, -5.0 - 9e-4, -5.0], 3, ()),
+        ([-5.0, -5.3, -5.3005, -5.9, -6.1], 1, (0.3, 0.9)),
+        ([-5.0, -5.0, -float("inf"), float("nan")], 2, ()),
+    ],
+)
+def test_optima_are_told_apart(
+    heights: list[float], reached: int, below: tuple[float, ...]
+) -> None:
+    fit = point(heights, [Status.CONVERGED] * len(heights), map_=True)
+    found = find_optima(fit)
+    assert (found.reached, found.total) == (reached, len(heights))
+    assert found.below == pytest.approx(below)
+    assert ("Several optima (MAP)" in subjects(make_analysis(map_=fit))) == bool(below)
+
+
+def test_a_start_that_stopped_is_no_optimum() -> None:
+    status = [Status.CONVERGED, Status.CONVERGED, Status.MAX_ITERATIONS]
+    fit = point([-5.0, -5.0, -5.5], status, map_=False)
+    assert find_optima(fit) == (2, 3, ())
+
+
+def test_an_optimum_found_once_is_doubted() -> None:
+    fit = point([-5.0, -15.0, -15.0], [Status.CONVERGED] * 3, map_=False)
+    assert subjects(make_analysis(fit)) == ["Hard to find (MLE)"]
+
+
+@pytest.mark.parametrize(
+    ("status", "subject", "grave"),
+    [
+        (Status.SEPARATED, "Separated gate (MLE)", True),
+        (Status.EMPTY_EXPERT, "Empty expert (MLE)", True),
+        (Status.MAX_ITERATIONS, "No maximum (MLE)", True),
+        (Status.AT_VARIANCE_FLOOR, "Variance at its floor", False),
+    ],
+)
+def test_the_status_of_a_fit_is_told(status: Status, subject: str, grave: bool) -> None:
+    fit = point([-5.0, -5.0], [status] * 2, map_=False)
+    (trouble,) = find_troubles(make_analysis(fit))
+    assert (trouble.subject, trouble.grave) == (subject, grave)
+    if status is Status.AT_VARIANCE_FLOOR:
+        assert "variance of expert 0 rests" in trouble.text
+
+
+def test_an_expert_with_few_observations_is_named() -> None:
+    x, y = simulate()
+    far = CENTRE.replace(gate_slope=[[0.0], [0.0]], gate_intercept=[-9.0, 0.0])
+    other = np.exp(-9.0 - (y - 0.1 - x[:, 0]) ** 2 / 2 / 0.04) / 0.2
+    joint = np.exp(-((y - 2.0 + x[:, 0]) ** 2) / 2 / 9.0) / 3.0
+    spread = far.replace(variance=[0.04, 9.0])
+    fit = point([-9.0, -9.0], [Status.CONVERGED] * 2, spread, map_=True)
+    found = {t.subject: t.text for t in find_troubles(make_analysis(map_=fit))}
+    owned = np.sum(other / (joint + other))
+    assert owned < 3
+    text = found["Expert with few observations (MAP)"]
+    assert f"expert 0 owns {owned:.1f} observations" in text
+    assert "have 3 parameters" in text
+
+
+def test_every_check_has_advice_and_the_grave_come_first() -> None:
+    checks = Checks(
+        tuple(
+            Check(name, Verdict.FAILED if i % 2 else Verdict.DOUBTFUL, 1.0, f"{name} is bad")
+            for i, name in enumerate(_CHECKS)
+        )
+    )
+    troubles = find_troubles(make_analysis(checks=checks))
+    assert len(troubles) == len(_CHECKS)
+    assert [t.grave for t in troubles] == sorted((t.grave for t in troubles), reverse=True)
+    assert all(isinstance(t, Finding) and t.advice.endswith(".") for t in troubles)
+
+
+def test_chains_in_different_modes_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes = [bm.ChainMode((i,), f"mode {i}", -i, 0.5, 0.5) for i in range(2)]
+    monkeypatch.setattr("bayesmoe.report._findings.chain_modes", lambda *_: tuple(modes))
+    analysis = make_analysis(checks=passed(chains=(Verdict.FAILED, 2.0, "far apart")))
+    assert subjects(analysis) == ["Chains disagree"]
+    analysis.posterior.attrs["start_modes"] = np.array([0, 1])
+    (trouble,) = find_troubles(analysis)
+    assert trouble.subject == "Chains in different modes"
+    assert "Chain 0: mode 0" in trouble.text
+    assert "chain 1: mode 1" in trouble.text
+
+
+def test_experts_that_change_names_are_told() -> None:
+    analysis = make_analysis()
+    draws = analysis.posterior["posterior"]
+    for name in ("slope", "intercept", "variance"):
+        draws[name][1] = draws[name][1].isel(expert=[1, 0]).values
+    assert subjects(analysis) == ["Experts change names"]
+    (trouble,) = find_troubles(analysis)
+    assert "for 6 parameters, slope[0, u] among them" in trouble.text
+    chains = passed(chains=(Verdict.FAILED, 2.0, "apart"))
+    assert subjects(analysis._replace(checks=chains)) == ["Chains disagree"]
