@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import signal
@@ -22,10 +23,13 @@ from bayesmoe.report.terminal import (
     print_status,
     print_study,
 )
+from bayesmoe.study.cluster import cluster
 from bayesmoe.study.engine import run_study
+from bayesmoe.study.executors import Executor, WorkerError, in_threads
 from bayesmoe.study.merge import merge
 from bayesmoe.study.outputs import write_outputs
 from bayesmoe.study.plan import Plan, load_plan
+from bayesmoe.study.processes import in_processes
 from bayesmoe.study.progress import count_cells, estimate_core_time
 from bayesmoe.study.results import failures
 from bayesmoe.study.store import Store, WriteError, check_directory
@@ -35,7 +39,8 @@ study = typer.Typer(help="Convergence studies.", no_args_is_help=True)
 
 _INTERRUPTED = 130
 
-PlanName = Annotated[str, typer.Argument(help='A preset ("quick") or a TOML file.')]
+_PLAN_HELP = "A preset (quick, standard, paper, lineage) or a TOML file."
+PlanName = Annotated[str, typer.Argument(help=_PLAN_HELP)]
 Directories = Annotated[list[Path], typer.Argument(help="Directories of studies.")]
 
 
@@ -52,24 +57,34 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what there is to do, and how long it takes.")
     ] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Compute in so many processes, not in threads.")
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Compute on the Dask cluster with this address.")
+    ] = None,
 ) -> None:
     """Run a study, go on with one that was interrupted, or extend one."""
-    with user_errors():
-        chosen = load_plan(plan)
-        if dry_run:
-            _dry_run(chosen, out)
-            return
-        stack = contextlib.ExitStack()
-        store = stack.enter_context(Store.open(out, chosen))
-    with stack, _store_errors(out):
+    with contextlib.ExitStack() as stack:
+        with user_errors():
+            _check_where(workers, scheduler)
+            chosen = load_plan(plan)
+            if dry_run:
+                _dry_run(chosen, out)
+                return
+            check_directory(out, chosen)
+            execute = stack.enter_context(_executor(workers, scheduler))
+            store = stack.enter_context(Store.open(out, chosen))
+        stack.enter_context(_run_errors(out))
         if repair:
             typer.echo(f"damaged cells found: {len(store.repair())}", err=True)
-        with StudyProgress(chosen, store.finished()) as progress, _stopping(max_time) as stop:
-            left = run_study(chosen, store, stop=stop.event, observe=progress.advance)
-            if not left:
-                progress.finish("slopes, figures and report")
-                outputs = write_outputs(chosen, store)
-                page = write_study(out, outputs.results, outputs.slopes, outputs.counts)
+        progress = stack.enter_context(StudyProgress(chosen, store.finished()))
+        stop = stack.enter_context(_stopping(max_time))
+        left = run_study(chosen, store, execute=execute, stop=stop.event, observe=progress.advance)
+        if not left:
+            progress.finish("slopes, figures and report")
+            outputs = write_outputs(chosen, store)
+            page = write_study(out, outputs.results, outputs.slopes, outputs.counts)
     if left:
         print_failures({cell: store.failure(cell) for cell in sorted(store.failed())})
         typer.echo(f"left to compute: {left} cells; go on with the same command")
@@ -97,7 +112,7 @@ def status(
 @study.command("merge")
 def merge_studies(directories: Directories, out: Out) -> None:
     """Put the cells of several directories into one; go on there with "run"."""
-    with user_errors(), _store_errors(out, WriteError):
+    with user_errors(), _run_errors(out, WriteError):
         merged = merge(directories, out)
     typer.echo(f"{merged.finished} of {merged.total} cells are in {out}, {merged.failed} failed")
     typer.echo(f"go on with: bayesmoe study run {out / 'plan.toml'} --out {out}")
@@ -107,6 +122,26 @@ def merge_studies(directories: Directories, out: Out) -> None:
 def schema() -> None:
     """Print the JSON schema of plans."""
     typer.echo(json.dumps(Plan.model_json_schema(), indent=2, ensure_ascii=False))
+
+
+def _check_where(workers: int | None, scheduler: str | None) -> None:
+    if workers is not None and scheduler is not None:
+        raise ValueError(
+            f"--workers {workers} is for this machine and --scheduler {scheduler} for a cluster; "
+            "give one of them"
+        )
+
+
+@contextlib.contextmanager
+def _executor(workers: int | None, scheduler: str | None) -> Iterator[Executor]:
+    """What computes the cells: a cluster, processes or, by default, threads."""
+    if scheduler is not None:
+        with cluster(scheduler) as execute:
+            yield execute
+    elif workers is not None:
+        yield functools.partial(in_processes, n_workers=workers)
+    else:
+        yield in_threads
 
 
 def _dry_run(plan: Plan, out: Path) -> None:
@@ -151,11 +186,11 @@ def _stopping(minutes: float | None) -> Iterator[_Stop]:
 
 
 @contextlib.contextmanager
-def _store_errors(out: Path, kind: type[StoreError] = StoreError) -> Iterator[None]:
-    """What the disk refuses once work has begun becomes one message and exit status 1."""
+def _run_errors(out: Path, kind: type[StoreError] = StoreError) -> Iterator[None]:
+    """What disk or workers refuse once work has begun is one message and exit status 1."""
     try:
         yield
-    except kind as error:
+    except (kind, WorkerError) as error:
         say_error(error)
     except OSError as error:
         say_error(f"cannot write to {out}: {error.strerror}; finished cells are kept")

@@ -12,12 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import xarray as xr
 from fabricated import fabricate
 from typer.testing import CliRunner, Result
 
 from bayesmoe.cli import app
+from bayesmoe.diagnostics.checks import check_posterior
+from bayesmoe.diagnostics.stored_fit import load_fit
 from bayesmoe.study import engine
 from bayesmoe.study.cell import Arrays
 from bayesmoe.study.plan import Cell, Plan, parse_plan
@@ -154,6 +157,36 @@ def test_another_plan_is_refused(tmp_path: Path) -> None:
     for more in ([], ["--dry-run"]):
         said = refused(["study", "run", str(path), "--out", str(out), *more], tmp_path)
         assert "holds another plan: seed is 5 there and 6 here" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--workers", "2", "--scheduler", "tcp://a:1"], "give one of them"),
+        (["--scheduler", "tcp://127.0.0.1:1"], "no Dask scheduler answers at 'tcp://127.0.0.1:1'"),
+    ],
+)
+def test_workers_that_cannot_be_had_are_refused_before_anything_is_written(
+    tmp_path: Path, options: list[str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bayesmoe.study.cluster._TIMEOUT", 0.3)
+    said = refused(["study", "run", "quick", "--out", str(tmp_path / "out"), *options], tmp_path)
+    assert words in said
+    assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("preset", "cells"), [("quick", 192), ("standard", 800), ("paper", 2240), ("lineage", 8000)]
+)
+def test_presets_can_be_planned(
+    tmp_path: Path, preset: str, cells: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their times are made up: those of real cells take minutes to compile."""
+    monkeypatch.setattr("bayesmoe.study.progress.compute_cell", lambda plan, cell: {})
+    said = study(["run", preset, "--out", str(tmp_path / "out"), "--dry-run"]).stdout
+    assert f"{cells} cells, 0 of them there, {cells} to compute" in said
+    assert "core time: about" in said
+    assert not list(tmp_path.iterdir())
 
 
 # --- study commands on cells that are made up
@@ -315,11 +348,40 @@ def test_a_study_killed_at_any_moment_goes_on_to_the_same_end(tmp_path: Path) ->
         xr.testing.assert_equal(one.drop_vars(timed), other.drop_vars(timed))
     names = {path.name for path in broken.iterdir()} - {".lock"}
     assert names == {
-        "plan.toml", "results.zarr", "slopes.csv", "statuses.csv", "figures", "report.html",
+        "plan.toml", "results.zarr", "slopes.csv", "local_slopes.csv", "statuses.csv", "figures",
+        "report.html",
     }  # fmt: skip
     figures = {path.name for path in (broken / "figures").iterdir()}
     assert {"contraction.png", "contraction.svg", "temperature_sd.png"} <= figures
     assert "agnostic" in (broken / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_processes_of_a_study_obey_its_command(tmp_path: Path) -> None:
+    """Ctrl-C lets them finish their cells; when their parent is killed, they end as well."""
+    plan = tmp_path / "plan.toml"
+    plan.write_text(PLAN.replace("seed = 5", 'seed = 5\nestimators = ["mle"]'))
+    out = tmp_path / "out"
+    arguments = ("study", "run", str(plan), "--out", str(out), "--workers", "2")
+    process = command(*arguments)
+    while not list(out.glob("results.zarr/digest/c.*")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    stdout, stderr = process.communicate(timeout=100)
+    assert process.returncode == 130, stderr
+    assert "Traceback" not in stderr
+    assert stdout.startswith("left to compute: ")
+    assert "failed" not in stdout
+    process = command(*arguments)
+    while len(children := psutil.Process(process.pid).children()) < 3:  # and a tracker of Python's
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.communicate(timeout=100)
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert not alive
+    assert "report: " in run(*arguments)
 
 
 @pytest.mark.slow
@@ -330,9 +392,10 @@ def test_a_fit_of_real_data_leaves_all_that_it_promises(tmp_path: Path) -> None:
         "--experts", "2", "--out", str(out),
     )  # fmt: skip
     assert "R-hat" in printed
+    assert printed.endswith(f"report: {out / 'report.html'}\n")
     assert {path.name for path in out.iterdir()} == {
         "estimates.csv", "starts.csv", "posterior_summary.csv", "checks.csv", "posterior.nc",
-        "fit.png", "fit.svg",
+        "fits.nc", "fit.png", "fit.svg", "report.html",
     }  # fmt: skip
     estimates = pd.read_csv(out / "estimates.csv", index_col="parameter")
     checks = pd.read_csv(out / "checks.csv", index_col="check")
@@ -348,3 +411,45 @@ def test_a_fit_of_real_data_leaves_all_that_it_promises(tmp_path: Path) -> None:
         assert set(posterior["posterior"]["covariate"].values) == {"gnp"}
         mean = float(posterior["posterior"]["slope"].sel(expert=0, covariate="gnp").mean())
     np.testing.assert_allclose(summary.loc["slope[0, gnp]", "mean"], mean, rtol=1e-9)
+    opened = load_fit(out).analysis
+    assert opened.mle.measure.slope[0, 0] == estimates.loc["slope[0, gnp]", "mle"]
+    assert check_posterior(opened.model, opened.posterior) == opened.checks
+
+
+@pytest.mark.slow
+def test_a_fit_prints_one_json_object_and_nothing_else(tmp_path: Path) -> None:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    out = tmp_path / "fit"
+    printed = run(
+        "fit", "ethanol", "--response", "nox", "--gate", "softmax", "--experts", "2", "--out",
+        str(out), "--json",
+    )  # fmt: skip
+    found = json.loads(printed, parse_constant=refuse)
+    estimates = pd.read_csv(out / "estimates.csv", index_col="parameter")
+    assert {name: row["map"] for name, row in found["estimates"].items()} == dict(estimates["map"])
+    assert found["mle"]["status"] == "separated"
+    assert {row["mle_se"] for row in found["estimates"].values()} == {None}
+    assert "Separated gate (MLE)" in (out / "report.html").read_text()
+
+
+def test_a_study_is_reported_anew(plan: str, tmp_path: Path, made_up: set[Cell]) -> None:
+    out = tmp_path / "out"
+    study(["run", plan, "--out", str(out)])
+    page = out / "report.html"
+    before = page.read_bytes()
+    page.unlink()
+    (out / "slopes.csv").unlink()
+    result = CliRunner().invoke(app, ["report", str(out)])
+    assert (result.exit_code, result.stdout) == (0, f"report: {page}\n"), result.output
+    assert page.read_bytes() == before
+    assert (out / "slopes.csv").exists()
+
+
+def test_an_unfinished_study_has_no_report(plan: str, tmp_path: Path, made_up: set[Cell]) -> None:
+    out = tmp_path / "out"
+    with Store.open(out, parse_plan(PLAN, "plan")):
+        pass
+    said = refused(["report", str(out)], tmp_path)
+    assert f"the study in {out} lacks 6 cells; finish it with 'bayesmoe study run' first" in said

@@ -270,7 +270,7 @@ def _describe(problem: Any) -> str:
 
 
 def load_plan(name: str) -> Plan:
-    """A preset by name ("quick") or a plan from a TOML file.
+    """A preset by name, such as "quick", or a plan from a TOML file.
 
     Raises
     ------

@@ -1,0 +1,149 @@
+"""An executor of the workers of a Dask cluster, which may come, go and die without loss."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+import uuid
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from bayesmoe.diagnostics.posterior import LIBRARIES
+from bayesmoe.study.executors import Executor, Model, Outcome, Waiting, WorkerError
+from bayesmoe.study.plan import Cell
+
+_TIMEOUT = 5.0  # seconds to reach the scheduler
+_RETRIES = 1  # of cells that a worker could not even begin
+_PACKAGES = ("bayesmoe", *LIBRARIES)
+
+
+class ClusterError(ValueError):
+    """A cluster that cannot be used, found before anything is computed."""
+
+
+@contextlib.contextmanager
+def cluster(address: str) -> Iterator[Executor]:
+    """The executor of a Dask cluster that is already running.
+
+    A cell whose worker dies is begun again on another; one that costs as many workers as the
+    scheduler allows (``distributed.scheduler.allowed-failures``) has failed.
+
+    Parameters
+    ----------
+    address
+        Of the scheduler, as in "tcp://10.0.0.1:8786".
+
+    Raises
+    ------
+    ClusterError
+        If Dask is not installed, the scheduler cannot be reached, or a worker has another version
+        of bayesmoe or of a library that numbers depend on.
+    """
+    with _client(address) as client:
+        ours = _versions()
+        for worker, theirs in client.get_versions(packages=_PACKAGES)["workers"].items():
+            if difference := _difference(ours, theirs["packages"], worker):
+                raise ClusterError(difference)
+        yield functools.partial(_on_cluster, client)
+
+
+def _client(address: str) -> Any:
+    try:
+        import distributed
+    except ImportError:
+        raise ClusterError(
+            'studies on a cluster need Dask; install it by pip install "bayesmoe[cluster]"'
+        ) from None
+    try:
+        return distributed.Client(address, timeout=_TIMEOUT, set_as_default=False)
+    except (OSError, ValueError, TypeError) as error:
+        raise ClusterError(
+            f"no Dask scheduler answers at {address!r} ({type(error).__name__}); give the address "
+            'of one that is running, as in "tcp://10.0.0.1:8786"'
+        ) from None
+
+
+@functools.cache
+def _versions() -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def _difference(
+    ours: Mapping[str, str | None], theirs: Mapping[str, str | None], worker: str
+) -> str | None:
+    """The first package of another version, as a message, if there is one."""
+    for package, wanted in ours.items():
+        if theirs.get(package) != wanted:
+            return (
+                f"{package} is {wanted} here and {theirs.get(package) or 'missing'} on the worker "
+                f"{worker}; install the same versions on all workers"
+            )
+    return None
+
+
+def _on_cluster(
+    client: Any,
+    attempt: Callable[[Cell], Outcome],
+    cells: Collection[Cell],
+    stop: threading.Event,
+) -> Generator[Outcome, None, None]:
+    """Outcomes from the cluster; as many cells are under way as its workers have threads."""
+    from distributed import as_completed
+
+    waiting, under_way = Waiting(cells), dict[Any, Cell]()
+    finished = as_completed(loop=client.loop, with_results=True, raise_errors=False)
+    task = functools.partial(_attempt, _versions(), attempt)
+
+    def fill(own: Model | None) -> None:
+        while (
+            not stop.is_set()
+            and len(under_way) < max(1, sum(client.nthreads().values()))
+            and (cell := waiting.take(own)) is not None
+        ):
+            future = client.submit(task, cell, key=f"{cell} {uuid.uuid4()}", retries=_RETRIES)
+            under_way[future] = cell
+            finished.add(future)
+
+    try:
+        fill(None)
+        for future, result in finished:
+            cell = under_way.pop(future)
+            yield _outcome(cell, result)
+            fill(cell[:3])  # its worker, free now, has the programs of this model
+    except OSError as error:
+        raise _lost(error) from error
+
+
+def _attempt(
+    versions: Mapping[str, str | None], attempt: Callable[[Cell], Outcome], cell: Cell
+) -> Outcome:
+    """Compute a cell on a worker, which may have joined after the others were checked."""
+    if difference := _difference(versions, _versions(), "that took a cell"):
+        raise WorkerError(difference)
+    return attempt(cell)
+
+
+def _outcome(cell: Cell, result: Any) -> Outcome:
+    from distributed import KilledWorker
+
+    if isinstance(result, Outcome):
+        return result
+    error = result[1] if isinstance(result, tuple) else result  # Dask adds type and traceback
+    if isinstance(error, KilledWorker):
+        return Outcome(cell, None, f"worker died: {error}")
+    raise _lost(error)
+
+
+def _lost(error: BaseException) -> WorkerError:
+    return WorkerError(
+        f"the cluster does not compute any more: {type(error).__name__}: {error}; finished cells "
+        "are kept: mend this and repeat the command to go on"
+    )
