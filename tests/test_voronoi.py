@@ -247,6 +247,15 @@ def pair(case: GateCase, d: int = 1, **changes: Any) -> tuple[bm.MixingMeasure, 
     return bm.MixingMeasure(**fitted), make_truth(case, true)
 
 
+@pytest.mark.parametrize("k", [2, 3])
+def test_one_true_atom_bounds_no_translation(k: int) -> None:
+    """All atoms share its cell wherever they are translated to."""
+    case = CASE["softmax"]
+    measure, truth = random_pair(case, k, 1, 1, far=False)
+    loss = float(voronoi_loss(measure, truth))
+    assert loss == pytest.approx(brute_force(case, measure, truth, "intercept", False), rel=1e-6)
+
+
 @pytest.mark.parametrize("case", [*CASES, TOP_1], **BY_LABEL)
 def test_exact_cells_by_hand(case: GateCase) -> None:
     """2 (0.1 + 0.01 + 0.02) and 0.03 + 0.04; a top-1 gate has the costlier of the two cells."""

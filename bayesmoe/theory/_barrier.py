@@ -37,13 +37,18 @@ class Constraints(NamedTuple):
             ends = self.bounds / normals
         low = np.max(np.where(normals < 0, ends, -np.inf), axis=0)
         high = np.min(np.where(normals > 0, ends, np.inf), axis=0)
-        middle = np.where(np.isfinite(high - low), (low + high) / 2, 0.0)
-        inside = [end + _INSIDE * (1 + np.abs(end)) * sign for end, sign in ((low, 1), (high, -1))]
-        crossed = inside[0] > inside[1]
-        return tuple(np.where(crossed, middle, end) for end in inside)  # type: ignore[return-value]
+        lower, upper = low + _margin(low), high - _margin(high)
+        crossed = lower > upper
+        middle = np.where(crossed, low, 0.0) / 2 + np.where(crossed, high, 0.0) / 2
+        return np.where(crossed, middle, lower), np.where(crossed, middle, upper)
 
     def take(self, problems: np.ndarray) -> Constraints:
         return Constraints(*(part[..., problems] for part in self))
+
+
+def _margin(end: np.ndarray) -> np.ndarray:
+    """A rounding error of an interval's end; none if there is no end."""
+    return np.where(np.isfinite(end), _INSIDE * (1 + np.abs(end)), 0.0)
 
 
 class Smoothing(NamedTuple):
