@@ -78,7 +78,7 @@ def test_an_unreliable_elpd_is_never_recommended() -> None:
 
 def test_a_mode_with_little_of_the_mass_is_the_reason_that_is_given() -> None:
     table = frame(a=(0, 0, 8, True), b=(9, 0, 3, False)).assign(mode_weight=[1.0, 0.28])
-    assert "b, whose elpd of -41.0 is unreliable: the chains started" in recommend(table, 99).text
+    assert "b, whose elpd of -41.0 is unreliable: the modes of its" in recommend(table, 99).text
     assert "28% of the mass" in recommend(table, 99).text
 
 

@@ -142,7 +142,8 @@ class Comparison(NamedTuple):
 
         ``elpd_diff`` is the difference to that model and ``noise`` whether it may be due to chance;
         these and ``weight``, the model's in a stack of all, are NaN and False where the elpd is not
-        ``reliable``. ``mode_weight`` is the share of the posterior near the mode sampled.
+        ``reliable``. ``mode_weight`` is the share of the posterior near modes where
+        a chain started.
         """
         frame = _frame(self.assessments)
         frame["recommended"] = frame.index == self.recommendation.model
@@ -167,7 +168,7 @@ def compare_models(
 
     Rows with a bad Pareto k are left out in turn and the model sampled again, up to `MAX_REFITS`
     for each model; a refit standardises the rows that are left, by which its prior moves a little.
-    A model with more such rows, or whose chains disagree or started at a mode that has less than
+    A model with more such rows, or whose chains disagree or started at modes that have less than
     half of the mass (`recommendation.LEAST_MASS`), has no reliable elpd: it takes no part in
     differences, weights and recommendation, which names it.
 

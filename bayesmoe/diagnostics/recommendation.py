@@ -151,7 +151,7 @@ def _unreliable(name: object, row: pd.Series) -> str:
         reason = f"its posterior is {str(row['posterior_status']).replace('_', ' ')}"
     elif row["mode_weight"] < LEAST_MASS:
         reason = (
-            f"the chains started near one of its posterior's modes, which has "
+            "the modes of its posterior near which chains started have "
             f"{row['mode_weight']:.0%} of the mass"
         )
     else:
@@ -166,8 +166,8 @@ def _caveats(name: str, row: Any) -> list[str]:
     found = []
     if row["mode_weight"] < _MAIN_MODE:
         found.append(
-            f"the chains started near one of its posterior's modes, which has "
-            f"{row['mode_weight']:.0%} of the mass, and may not have reached the others"
+            "the modes of its posterior near which chains started have "
+            f"{row['mode_weight']:.0%} of the mass, and the others may not have been reached"
         )
     if row["checks"] == "failed":
         found.append("a check of its posterior failed: see its checks")
