@@ -314,8 +314,8 @@ def _determined(gate: Gate, tree: DataTree) -> Check:
     parts = [_listed(list(direction.parameters)) for direction in found.left_to_the_prior]
     first = found.left_to_the_prior[0].ratio
     text = (
-        f"hardly at all: {'; '.join(parts)} (the posterior is {first:.2g} times as wide as the "
-        "prior there)"
+        f"the data hardly determine {'; '.join(parts)} (the posterior is {first:.2g} times as wide "
+        "as the prior there)"
     )
     return Check(name, Verdict.DOUBTFUL, first, text)
 
