@@ -125,7 +125,7 @@ def _minima(c: Comparison, rows: np.ndarray, cells: np.ndarray) -> _Tried:
 def _summed(assigned: Assigned, start: np.ndarray) -> np.ndarray:
     """The minima where all cells count."""
     residuals, constraints, _ = assigned
-    if residuals.n_variables == residuals.n_covariates == 1:
+    if residuals.n_variables == residuals.n_covariates == 1 and np.all(residuals.basis):
         return residuals.least_between(*constraints.interval())[None]
     return minimise(SummedCosts(residuals), constraints, start)
 
