@@ -82,7 +82,7 @@ def test_text_that_is_not_toml_is_refused() -> None:
 
 
 def test_an_unknown_plan_names_the_presets() -> None:
-    with pytest.raises(PlanError, match="presets: quick"):
+    with pytest.raises(PlanError, match="presets: lineage, paper, quick, standard"):
         load_plan("quik")
 
 

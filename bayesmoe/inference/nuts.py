@@ -110,7 +110,9 @@ def sample_chains(
     map_key, chain_key = jax.random.split(as_key(key))
     posterior = make_posterior(model, x, y, key=map_key, start=start)
     target, data, modes = posterior.target, posterior.data, posterior.modes
-    start_modes = modes.allocate(n_chains)
+    # where the density jumps, its curvature says nothing of masses
+    jumps = model.gate.jumps(model.n_experts)
+    start_modes = np.zeros(n_chains, int) if jumps else modes.allocate(n_chains)
     points, whitening = jax.device_get((modes.u, modes.whitening))
 
     def run(chain: int) -> tuple[Chain, Array]:
