@@ -176,9 +176,9 @@ def test_processes_that_cannot_start_end_the_study(monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """Of four workers, each a process; a cell may cost two of them."""
+    """Of four workers, each a process; a cell may cost four of them."""
     with (
-        dask.config.set({"distributed.scheduler.allowed-failures": 1}),
+        dask.config.set({"distributed.scheduler.allowed-failures": 3}),
         distributed.LocalCluster(
             n_workers=4, threads_per_worker=1, processes=True, dashboard_address=None
         ) as running,

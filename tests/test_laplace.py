@@ -196,7 +196,7 @@ def test_copies_under_other_labels_count_once() -> None:
 def test_two_experts_agree_with_nuts(label: str) -> None:
     """Means to five standard errors of both samplers; a Pareto k that says so."""
     model = bm.moe(CASE[label].gate(2), 2)
-    x, y = bm.scenario("lambda", CASE[label].gate(2)).simulate(1, 400)
+    x, y = bm.scenario("lambda", CASE[label].gate(2)).simulate(1, 1000)
     fit = bm.fit_map(model, x, y, key=2)
     trees = [
         sample(model, x, y, key=1, start=fit) for sample in (bm.sample_laplace, bm.sample_posterior)
