@@ -328,9 +328,11 @@ def test_a_study_killed_at_any_moment_goes_on_to_the_same_end(tmp_path: Path) ->
     printed = run("study", "run", str(plan), "--out", str(whole))
     assert "dense-to-sparse" in printed
     assert "/6" in printed
-    for wanted, how in ((1, signal.SIGKILL), (2, signal.SIGINT)):
+    for how in (signal.SIGKILL, signal.SIGINT):
+        # a new cell shows that the command is at work, however many the last one left
+        before = len(list(broken.glob("results.zarr/digest/c.*")))
         process = command("study", "run", str(plan), "--out", str(broken))
-        while len(list(broken.glob("results.zarr/digest/c.*"))) < wanted:
+        while len(list(broken.glob("results.zarr/digest/c.*"))) <= before:
             assert process.poll() is None
             time.sleep(0.02)
         os.killpg(process.pid, how)

@@ -173,12 +173,14 @@ def test_processes_that_cannot_start_end_the_study(monkeypatch: pytest.MonkeyPat
 
 # --- a Dask cluster
 
+ALLOWED = 3  # Dask's default: two workers that are killed on purpose may not cost a cell
+
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
-    """Of four workers, each a process; a cell may cost four of them."""
+    """Of four workers, each a process."""
     with (
-        dask.config.set({"distributed.scheduler.allowed-failures": 3}),
+        dask.config.set({"distributed.scheduler.allowed-failures": ALLOWED}),
         distributed.LocalCluster(
             n_workers=4, threads_per_worker=1, processes=True, dashboard_address=None
         ) as running,
@@ -226,7 +228,7 @@ def test_a_cell_that_kills_its_workers_fails_alone(address: str, tmp_path: Path)
     (failed,) = [outcome for outcome in outcomes if outcome.arrays is None]
     assert failed.cell == always
     assert failed.failure.startswith("worker died: Attempted to run task")
-    assert tries(attempt.diary)[str(always)] == 2
+    assert tries(attempt.diary)[str(always)] == ALLOWED + 1
     assert set(by_cell([o for o in outcomes if o is not failed])) == set(CELLS) - {always}
 
 
