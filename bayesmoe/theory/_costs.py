@@ -55,6 +55,11 @@ class Residuals(NamedTuple):
         return -solve(matrix, np.einsum("rb,rdpb,rdb->pb", self.weights, self.basis, self.offset))
 
     @property
+    def linear(self) -> np.ndarray:
+        """Whether all costs are absolute values, of one covariate: shape ``(B,)``."""
+        return np.all(self.exponents == 1, axis=0) & (self.n_covariates == 1)
+
+    @property
     def n_variables(self) -> int:
         """p."""
         return self.basis.shape[2]

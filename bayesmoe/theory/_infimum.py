@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bayesmoe.theory._barrier import Constraints, feasible, minimise
+from bayesmoe.theory._barrier import Constraints, feasible
 from bayesmoe.theory._comparison import Comparison
 from bayesmoe.theory._costs import Assigned, LargestCosts, SummedCosts, assign
 from bayesmoe.theory._definition import (
@@ -22,6 +22,7 @@ from bayesmoe.theory._definition import (
     own_sizes,
     weighted_loss,
 )
+from bayesmoe.theory._linear import solve
 
 _BATCH = 2048  # problems solved at a time
 _BOUNDS = 2_000_000  # numbers in a table of bounds
@@ -66,26 +67,35 @@ def _best(tried: list[_Tried]) -> _Tried:
 
 
 def _meeting_points(c: Comparison) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Rows, s and t: no move, and where a fitted gate slope meets a true one."""
-    n, k, d = c.slopes.shape
+    """Rows, s and t: no move, and where a fitted gate slope meets that of the nearest expert."""
+    n, _, d = c.slopes.shape
     shifts = np.zeros((n, 1, d))
     if c.free_shift:
-        meeting = (c.true_slopes - c.slopes[:, :, None]).reshape(n, k * c.n_true, d)
+        meeting = c.true_slopes[np.argmin(c.distances, axis=2)] - c.slopes
         shifts = np.concatenate([shifts, meeting], axis=1)
     rows = np.repeat(np.arange(n), shifts.shape[1])
     return rows, np.ones(len(rows)), shifts.reshape(-1, d)
 
 
 def _search(c: Comparison, best: _Tried) -> _Tried:
-    """The best of ``best`` and the minima for all assignments that could be better."""
-    cells, found = _assignments(c), [best]
-    step = max(1, _BOUNDS // cells.size)
-    for start in range(0, len(best.row), step):
-        rows = best.row[start : start + step]
-        at, which = np.nonzero(_bounds(c.take(rows), cells) < best.loss[rows, None])
+    """``best``, or the minima for all assignments that could be better."""
+    cells = _assignments(c)
+    filled = np.all(np.any(members_of(cells, c.n_true), axis=1), axis=1)
+    best = _improved(c, best, best.row, cells[filled])
+    # whoever leaves a cell empty pays the penalty at least
+    rows = best.row[best.loss > c.penalty]
+    return _improved(c, best, rows, cells[~filled])
+
+
+def _improved(c: Comparison, best: _Tried, rows: np.ndarray, cells: np.ndarray) -> _Tried:
+    """``best``, or the minima of ``rows`` for those of ``cells`` that could be better."""
+    found, step = [best], max(1, _BOUNDS // max(1, cells.size))
+    for start in range(0, len(rows), step):
+        some = rows[start : start + step]
+        at, which = np.nonzero(_bounds(c.take(some), cells) < best.loss[some, None])
         for first in range(0, len(at), _BATCH):
             batch = slice(first, first + _BATCH)
-            found.append(_minima(c, rows[at[batch]], cells[which[batch]]))
+            found.append(_minima(c, some[at[batch]], cells[which[batch]]))
     return _best(found)
 
 
@@ -127,7 +137,7 @@ def _summed(assigned: Assigned, start: np.ndarray) -> np.ndarray:
     residuals, constraints, _ = assigned
     if residuals.n_variables == residuals.n_covariates == 1 and np.all(residuals.basis):
         return residuals.least_between(*constraints.interval())[None]
-    return minimise(SummedCosts(residuals), constraints, start)
+    return solve(SummedCosts(residuals), constraints, start)
 
 
 def _largest(c: Comparison, cells: np.ndarray, assigned: Assigned, u: np.ndarray) -> np.ndarray:
@@ -152,4 +162,4 @@ def _largest(c: Comparison, cells: np.ndarray, assigned: Assigned, u: np.ndarray
         c.free_weight,
     )
     constraints = Constraints(np.pad(normals, [(0, 0), (0, 1), (0, 0)]), bounds)
-    return objective.split(minimise(objective, constraints, np.pad(u, [(0, 1), (0, 0)])))[0]
+    return objective.split(solve(objective, constraints, np.pad(u, [(0, 1), (0, 0)])))[0]
