@@ -6,7 +6,7 @@ OUT ?= results/quick
 # whole files to each process: the tests of a file share what they compile
 PARALLEL := -n 2 --dist loadfile
 
-.PHONY: study test test-fast bench lint format types check clean
+.PHONY: study test test-fast bench docs lint format types check clean
 
 study: $(VENV)/.study
 	$(BIN)/bayesmoe study run quick --out $(OUT)
@@ -22,6 +22,9 @@ test-fast: $(VENV)/.test
 bench:
 	$(MAKE) VENV=.venv-bench .venv-bench/.bench
 	.venv-bench/bin/python -m benchmarks $(BENCH)
+
+docs: $(VENV)/.test
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
 check: lint types
 
