@@ -11,7 +11,7 @@ from rich.console import Console
 from benchmarks.table import line, machine_facts, show
 from benchmarks.timing import Entry
 
-NAMES = ("likelihood", "em", "scaling", "study", "sampling", "starts")
+NAMES = ("likelihood", "em", "scaling", "study", "sampling", "starts", "losses")
 
 
 def main() -> None:

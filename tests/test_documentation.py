@@ -39,9 +39,7 @@ def test_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "page", [ROOT / "docs" / "index.md", *GUIDES], ids=lambda page: page.stem
-)
+@pytest.mark.parametrize("page", [ROOT / "docs" / "index.md", *GUIDES], ids=lambda page: page.stem)
 def test_a_guide_runs(page: Path) -> None:
     run(page)
 

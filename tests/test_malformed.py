@@ -177,21 +177,21 @@ gates = st.sampled_from(["softmax", "activation_dense_to_sparse"])
 
 
 @given(malformed())
-@settings(max_examples=40)
+@settings(max_examples=15)
 def test_the_regressor_is_right_or_says_what_is_wrong(data: tuple[Any, Any]) -> None:
     refusal(lambda: fit_and_predict("softmax", *data))
 
 
 @pytest.mark.slow
 @given(gates, malformed())
-@settings(max_examples=400)
+@settings(max_examples=120)
 def test_the_regressor_in_many_more_cases(gate: str, data: tuple[Any, Any]) -> None:
     refusal(lambda: fit_and_predict(gate, *data))
 
 
 @pytest.mark.slow
 @given(malformed())
-@settings(max_examples=200)
+@settings(max_examples=60)
 def test_the_estimators_are_right_or_say_what_is_wrong(data: tuple[Any, Any]) -> None:
     check_fits(*data)
 
@@ -199,7 +199,7 @@ def test_the_estimators_are_right_or_say_what_is_wrong(data: tuple[Any, Any]) ->
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:X has feature names")
 @given(malformed())
-@settings(max_examples=200)
+@settings(max_examples=60)
 def test_predictions_are_right_or_say_what_is_wrong(data: tuple[Any, Any]) -> None:
     """Of rows that the regressor was not fitted to."""
     law, (x, y) = fitted(), data

@@ -142,8 +142,8 @@ def peer_maximum(
 def peer_starts(name: str, label: str, k: int, x: Floats, y: Floats) -> list[bm.MixingMeasure]:
     """The truth, split where k exceeds k*, and jittered copies of it."""
     truth = bm.scenario(name, CASE[label].gate(3)).measure
-    copies = near_truth(jax.random.key(5), truth, k, len(y), 4)
-    return [copies[i] for i in range(4)]
+    copies = near_truth(jax.random.key(5), truth, k, len(y), 2)
+    return [copies[i] for i in range(2)]
 
 
 SETTINGS = [(name, 0) for name in ("lambda", "three", "plane", "weak")]

@@ -8,6 +8,7 @@ most are ruled out by a bound, their loss if gate slopes could be matched.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -89,14 +90,24 @@ def _search(c: Comparison, best: _Tried) -> _Tried:
 
 def _improved(c: Comparison, best: _Tried, rows: np.ndarray, cells: np.ndarray) -> _Tried:
     """``best``, or the minima of ``rows`` for those of ``cells`` that could be better."""
-    found, step = [best], max(1, _BOUNDS // max(1, cells.size))
+    step = max(1, _BOUNDS // max(1, cells.size))
     for start in range(0, len(rows), step):
         some = rows[start : start + step]
-        at, which = np.nonzero(_bounds(c.take(some), cells) < best.loss[some, None])
-        for first in range(0, len(at), _BATCH):
-            batch = slice(first, first + _BATCH)
-            found.append(_minima(c, some[at[batch]], cells[which[batch]]))
-    return _best(found)
+        bounds = _bounds(c.take(some), cells)
+        # the most promising first: once they are known, few others remain
+        first = np.zeros(bounds.shape, dtype=bool)
+        first[np.arange(len(some)), np.argmin(bounds, axis=1)] = True
+        for turn in (first, ~first):
+            at, which = np.nonzero(turn & (bounds < best.loss[some, None]))
+            best = _best([best, *_solved(c, some[at], cells[which])])
+    return best
+
+
+def _solved(c: Comparison, rows: np.ndarray, cells: np.ndarray) -> Iterator[_Tried]:
+    """The minima of ``rows`` for one of ``cells`` each, some at a time."""
+    for start in range(0, len(rows), _BATCH):
+        batch = slice(start, start + _BATCH)
+        yield _minima(c, rows[batch], cells[batch])
 
 
 def _assignments(c: Comparison) -> np.ndarray:
