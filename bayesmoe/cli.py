@@ -15,10 +15,11 @@ from rich.console import Console
 from bayesmoe.cli_common import Out, user_errors
 from bayesmoe.cli_study import study
 from bayesmoe.core.model import MoE
-from bayesmoe.data.table import read_table, shipped_data_sets
+from bayesmoe.core.selection import Selection, find_columns
+from bayesmoe.data.table import Table, read_table, shipped_data_sets
 from bayesmoe.diagnostics.analysis import analyse
 from bayesmoe.diagnostics.comparison import compare_models
-from bayesmoe.diagnostics.stored_fit import FitRequest, StoredFit
+from bayesmoe.diagnostics.stored_fit import NO_COVARIATE, FitRequest, StoredFit
 from bayesmoe.models import GATES, make_gate, moe
 from bayesmoe.report.files import (
     PAGE,
@@ -49,6 +50,20 @@ Covariates = Annotated[
     list[str] | None,
     typer.Option("--covariate", help="A column to model by; all others by default."),
 ]
+GateCovariates = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--gate-covariate",
+        help="A covariate that the gate depends on; all by default, none for constant weights.",
+    ),
+]
+ExpertCovariates = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--expert-covariate",
+        help="A covariate that the experts depend on; all by default, none for constant experts.",
+    ),
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seeds starts and chains.")]
 GateName = Annotated[str, typer.Option("--gate", help=f"One of {', '.join(GATES)}.")]
 Experts = Annotated[int, typer.Option("--experts", help="The number of experts k.")]
@@ -70,6 +85,8 @@ def fit(
     experts: Experts,
     out: Out,
     covariate: Covariates = None,
+    gate_covariate: GateCovariates = None,
+    expert_covariate: ExpertCovariates = None,
     activation: Activation = None,
     top_k: TopK = None,
     prior: Annotated[str, typer.Option(help="weak or compact.")] = "weak",
@@ -77,14 +94,14 @@ def fit(
     as_json: AsJson = False,
 ) -> None:
     """Fit one model to one's own data: MLE, MAP and posterior."""
-    options = _given(activation=activation, top_k=top_k)
-    request = FitRequest(
-        data, response, tuple(covariate or ()), gate, options, experts, prior, seed
-    )
+    options, chosen = _given(activation=activation, top_k=top_k), tuple(covariate or ())
     with user_errors():
         check_new(out)
-        model = request.model
-        table = read_table(data, response, request.covariates)
+        table = read_table(data, response, chosen)
+        columns = _columns(table)
+        selected = (_names(given, columns) for given in (gate_covariate, expert_covariate))
+        request = FitRequest(data, response, chosen, gate, options, experts, prior, seed, *selected)
+        model = request.model(columns)
         analysis = analyse(model, table, key=seed)
     write_analysis(out, request, analysis)
     if as_json:
@@ -102,6 +119,8 @@ def compare(
     experts: Annotated[str, typer.Option(help="Numbers of experts, as in 1,2,3.")],
     out: Out,
     covariate: Covariates = None,
+    gate_covariate: GateCovariates = None,
+    expert_covariate: ExpertCovariates = None,
     activation: Activation = None,
     top_k: TopK = None,
     seed: Seed = 0,
@@ -110,8 +129,13 @@ def compare(
     """Compare models on one's own data, and recommend one."""
     with user_errors():
         check_new(out)
-        models = _models(gates, experts, activation, top_k)
         table = read_table(data, response, covariate or ())
+        names = _columns(table)
+        selected = Selection(
+            find_columns("gate_covariates", _names(gate_covariate, names), names),
+            find_columns("expert_covariates", _names(expert_covariate, names), names),
+        )
+        models = _models(gates, experts, activation, top_k, selected)
         comparison = compare_models(
             models, table, key=seed, observe=lambda text: typer.echo(text, err=True)
         )
@@ -161,7 +185,13 @@ def identify(
     print_identification(found, known)
 
 
-def _models(gates: str, experts: str, activation: str | None, top_k: int | None) -> list[MoE]:
+def _models(
+    gates: str,
+    experts: str,
+    activation: str | None,
+    top_k: int | None,
+    selected: Selection,
+) -> list[MoE]:
     """Every gate with every number of experts; with one expert there is nothing to gate."""
     names, numbers = ([part.strip() for part in text.split(",")] for text in (gates, experts))
     if not all(number.isdecimal() for number in numbers):
@@ -177,10 +207,29 @@ def _models(gates: str, experts: str, activation: str | None, top_k: int | None)
     for name in names:
         make_gate(name, **options.get(name, {}))
     return [
-        moe("softmax", 1) if k == 1 else moe(name, k, **options.get(name, {}))
+        moe("softmax", 1, expert_covariates=selected.experts)
+        if k == 1
+        else moe(
+            name,
+            k,
+            gate_covariates=selected.gate,
+            expert_covariates=selected.experts,
+            **options.get(name, {}),
+        )
         for name in names
         for k in map(int, numbers)
     ]
+
+
+def _names(given: list[str] | None, columns: list[str]) -> tuple[str, ...] | None:
+    """The names given to a repeated option; the word for none, if no column, stands for none."""
+    if given is None:
+        return None
+    return () if given == [NO_COVARIATE] and NO_COVARIATE not in columns else tuple(given)
+
+
+def _columns(table: Table) -> list[str]:
+    return [str(name) for name in table.x.columns]
 
 
 def _given(**options: Any) -> dict[str, Any]:

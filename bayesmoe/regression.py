@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ except ModuleNotFoundError as error:
 from bayesmoe.core.gate import Gate
 from bayesmoe.core.model import MoE
 from bayesmoe.core.priors import Prior
+from bayesmoe.core.selection import find_columns
 from bayesmoe.core.validate import as_key, check_whole
 from bayesmoe.diagnostics.alignment import align
 from bayesmoe.diagnostics.mixing import PosteriorStatus
@@ -66,6 +68,9 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         predictive distribution, averaged over all draws.
     prior
         "weak" (default), "flat", "compact", or a `bayesmoe.Prior`; of no use to "mle".
+    gate_covariates, expert_covariates
+        The columns of X, by name or number, that the gate's logits and the experts' means depend
+        on; all by default. ``gate_covariates=()`` makes the mixing weights constant.
     n_starts
         Starts of the search for the maximum, from which the posterior's chains start as well.
     activation, top_k
@@ -112,6 +117,8 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         *,
         method: str = "map",
         prior: str | Prior = "weak",
+        gate_covariates: Iterable[int | str] | None = None,
+        expert_covariates: Iterable[int | str] | None = None,
         n_starts: int = N_STARTS,
         activation: Any = None,
         top_k: int | None = None,
@@ -124,6 +131,8 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         self.n_experts = n_experts
         self.method = method
         self.prior = prior
+        self.gate_covariates = gate_covariates
+        self.expert_covariates = expert_covariates
         self.n_starts = n_starts
         self.activation = activation
         self.top_k = top_k
@@ -134,8 +143,8 @@ class MoERegressor(RegressorMixin, BaseEstimator):
 
     def fit(self, X: Any, y: Any) -> MoERegressor:
         """Estimate from X ``(n, d)`` and y ``(n,)``."""
-        model = self._model()
         X, y = self._validated(X, y, y_numeric=True, ensure_min_samples=2)
+        model = self._model()
         fit, tree = self._estimate(model, X, y)
         status = fit.status if tree is None else PosteriorStatus[tree.attrs["status"].upper()]
         self.model_, self.fit_, self.measure_ = model, fit, fit.measure
@@ -205,12 +214,25 @@ class MoERegressor(RegressorMixin, BaseEstimator):
         return predictive.responsibilities(X, y)
 
     def _model(self) -> MoE:
-        """Check all parameters of the estimator."""
+        """Check all parameters of the estimator; the names of X's columns are known."""
         if self.method not in METHODS:
             raise ValueError(f"unknown method {self.method!r}; choose one of {', '.join(METHODS)}")
         options = {"activation": self.activation, "top_k": self.top_k}
         given = {name: value for name, value in options.items() if value is not None}
-        model = moe(self.gate, self.n_experts, self.prior, **given)
+        names = getattr(self, "feature_names_in_", None)
+        gate_columns, expert_columns = (
+            find_columns(name, getattr(self, name), None if names is None else list(names))
+            for name in ("gate_covariates", "expert_covariates")
+        )
+        model = moe(
+            self.gate,
+            self.n_experts,
+            self.prior,
+            gate_covariates=gate_columns,
+            expert_covariates=expert_columns,
+            **given,
+        )
+        model.layout(self.n_features_in_)  # are there such columns?
         if self.method == "posterior":
             check_proper(model)
             for name in ("n_chains", "n_warmup", "n_draws"):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 from bayesmoe.core.gate import Gate
 from bayesmoe.core.model import MoE, make_model
 from bayesmoe.core.priors import Prior
+from bayesmoe.core.selection import Selection
 from bayesmoe.models.activation_dense_to_sparse import ActivationDenseToSparse
 from bayesmoe.models.dense_to_sparse import DenseToSparse
 from bayesmoe.models.softmax import Softmax
@@ -42,7 +44,15 @@ def make_gate(gate: str | Gate, **options: Any) -> Gate:
     return kind(**options)
 
 
-def moe(gate: str | Gate, n_experts: int, prior: str | Prior = "weak", **gate_options: Any) -> MoE:
+def moe(
+    gate: str | Gate,
+    n_experts: int,
+    prior: str | Prior = "weak",
+    *,
+    gate_covariates: Iterable[int] | None = None,
+    expert_covariates: Iterable[int] | None = None,
+    **gate_options: Any,
+) -> MoE:
     """A Gaussian mixture of experts: gate, number of experts and prior.
 
     Parameters
@@ -53,6 +63,11 @@ def moe(gate: str | Gate, n_experts: int, prior: str | Prior = "weak", **gate_op
         k >= 1.
     prior
         "weak" (default), "flat", "compact", or a `Prior`.
+    gate_covariates, expert_covariates
+        The columns of x, numbered from 0, that the gate's logits and the experts' means depend on;
+        all by default. ``gate_covariates=()`` makes the mixing weights constant (under the softmax
+        gate), ``expert_covariates=()`` the experts. Slopes of other columns are zeros of the
+        mixing measure, and no parameters.
     **gate_options
         Options of the named gate: ``top_k`` for "top_k_sparse", ``activation`` for
         "activation_dense_to_sparse".
@@ -60,9 +75,11 @@ def moe(gate: str | Gate, n_experts: int, prior: str | Prior = "weak", **gate_op
     Raises
     ------
     ValueError
-        If the gate, an option, ``n_experts`` or the prior is not valid.
+        If the gate, an option, ``n_experts``, the prior or a column is not valid, or the gate
+        cannot leave out what it is asked to.
     """
-    return make_model(make_gate(gate, **gate_options), n_experts, prior)
+    selection = Selection.of(gate_covariates, expert_covariates)
+    return make_model(make_gate(gate, **gate_options), n_experts, prior, selection)
 
 
 __all__ = [

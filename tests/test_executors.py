@@ -33,11 +33,7 @@ from bayesmoe.study.store import Store
 MADE_UP = make_plan(replicates=4)
 CELLS = list(MADE_UP.cells())
 REAL = make_plan(
-    gates=["softmax", "dense_to_sparse"],
-    sizes=[150, 300],
-    replicates=1,
-    estimators=["mle", "map"],
-    n_starts=3,
+    gates=["dense_to_sparse"], sizes=[100, 150, 200], replicates=1, estimators=["mle"], n_starts=2
 )
 
 

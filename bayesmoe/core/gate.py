@@ -78,6 +78,10 @@ class Gate(abc.ABC):
     Coordinates. Sampling and optimisation use identifiable coordinates of the gate, one flat
     vector: the free gate slopes (divided by τ if `slope_per_temperature`), the free intercepts
     (divided by τ if `intercept_per_temperature`), then log τ if `has_temperature`.
+
+    Covariates. A model may leave covariates out of its gate. Coordinates and logits are then asked
+    for as if x had none but the others; elsewhere, programs included, x is whole and the slopes of
+    those left out are zero. Both must be the same gate, which `bayesmoe.moe` checks.
     """
 
     name: ClassVar[str]
@@ -199,7 +203,7 @@ class Gate(abc.ABC):
         return jnp.concatenate(blocks)
 
     def log_jacobian(self, parameters: GateParameters) -> Array:
-        """log |∂(β1, β0, τ)/∂coordinates|, a scalar."""
+        """``log |∂(β1, β0, τ)/∂coordinates|``, a scalar."""
         if not self.has_temperature:
             return jnp.zeros(())
         k, d = parameters.slope.shape

@@ -21,6 +21,7 @@ from bayesmoe.core.density import log_sum_exp, log_sum_exp_and_shares
 from bayesmoe.core.gate import Gate
 from bayesmoe.core.measure import GateParameters, MixingMeasure
 from bayesmoe.core.scaling import Scaling
+from bayesmoe.core.selection import ALL, Selection, spread, take
 
 CHUNK = 512
 _SMALLEST_CAPACITY = 32  # chunks; larger data go to storages four times as large
@@ -33,7 +34,7 @@ class Data(NamedTuple):
     Attributes
     ----------
     gate_x, expert_x
-        The designs, shape ``(c, d, m)``.
+        The designs, shape ``(c, d, m)``, each with its selected covariates alone.
     y
         The response, shape ``(c, m)``.
     mask
@@ -58,7 +59,7 @@ class Evaluation(NamedTuple):
     hessian: Array
 
 
-def make_data(x: ArrayLike, y: ArrayLike, scaling: Scaling) -> Data:
+def make_data(x: ArrayLike, y: ArrayLike, scaling: Scaling, selection: Selection = ALL) -> Data:
     """Standardise and lay out x ``(n, d)`` and y ``(n,)``."""
     covariates, response = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     n = response.shape[0]
@@ -73,9 +74,11 @@ def make_data(x: ArrayLike, y: ArrayLike, scaling: Scaling) -> Data:
         chunks = padded.reshape(capacity, CHUNK, *values.shape[1:])
         return jnp.asarray(np.moveaxis(chunks, 1, -1))
 
+    gate_x = (covariates - np.asarray(scaling.gate_shift)) / np.asarray(scaling.gate_scale)
+    expert_x = (covariates - np.asarray(scaling.x_shift)) / np.asarray(scaling.x_scale)
     return Data(
-        rows((covariates - np.asarray(scaling.gate_shift)) / np.asarray(scaling.gate_scale)),
-        rows((covariates - np.asarray(scaling.x_shift)) / np.asarray(scaling.x_scale)),
+        rows(take(gate_x, selection.gate)),
+        rows(take(expert_x, selection.experts)),
         rows((response - np.asarray(scaling.y_shift)) / np.asarray(scaling.y_scale)),
         rows(np.ones(n)),
         jnp.asarray(n),
@@ -86,42 +89,67 @@ def make_data(x: ArrayLike, y: ArrayLike, scaling: Scaling) -> Data:
 class Layout(NamedTuple):
     """How a mixing measure of one gate is flattened into identifiable coordinates.
 
-    The order is: gate coordinates, slopes a, intercepts b, log variances log ν.
+    The order is: gate coordinates, slopes a, intercepts b, log variances log ν. Covariates that are
+    not selected have no coordinates: gate and experts see designs without them (`Data`), and their
+    slopes are zeros of the mixing measure.
     """
 
     gate: Gate
     n_experts: int
     n_covariates: int
+    selection: Selection = ALL  # resolved: None where nothing is left out
+
+    @property
+    def n_gate_covariates(self) -> int:
+        columns = self.selection.gate
+        return self.n_covariates if columns is None else len(columns)
+
+    @property
+    def n_expert_covariates(self) -> int:
+        columns = self.selection.experts
+        return self.n_covariates if columns is None else len(columns)
 
     @property
     def n_gate(self) -> int:
-        return self.gate.n_coordinates(self.n_experts, self.n_covariates)
+        return self.gate.n_coordinates(self.n_experts, self.n_gate_covariates)
 
     @property
     def size(self) -> int:
         """The number of free parameters."""
-        return self.n_gate + self.n_experts * (self.n_covariates + 2)
+        return self.n_gate + self.n_experts * (self.n_expert_covariates + 2)
 
     def split(self, coordinates: Array) -> tuple[Array, Array, Array, Array]:
-        """Gate coordinates, slope ``(k, d)``, intercept ``(k,)`` and log variance ``(k,)``."""
-        k, d = self.n_experts, self.n_covariates
+        """Gate coordinates, slope ``(k, d)``, intercept ``(k,)`` and log variance ``(k,)``.
+
+        The slopes, and the d here, are those of the experts' covariates.
+        """
+        k, d = self.n_experts, self.n_expert_covariates
         gate, slope, intercept, log_variance = jnp.split(
             coordinates, np.cumsum([self.n_gate, k * d, k]).tolist()
         )
         return gate, slope.reshape(k, d), intercept, log_variance
 
+    def gate_parameters(self, gate: Array) -> GateParameters:
+        """The gate's parameters at its coordinates, over the covariates of `Data.gate_x`."""
+        return self.gate.from_coordinates(gate, self.n_experts, self.n_gate_covariates)
+
+    def measure(self, gate: GateParameters, *experts: Array) -> MixingMeasure:
+        """The mixing measure of parameters over selected covariates: zeros for the others."""
+        slope, d = gate.slope, self.n_covariates
+        gate = gate._replace(slope=spread(slope, self.selection.gate, d))
+        return MixingMeasure(*gate, spread(experts[0], self.selection.experts, d), *experts[1:])
+
     def unpack(self, coordinates: Array) -> MixingMeasure:
         """The mixing measure (of standardised data) at ``coordinates`` of shape ``(p,)``."""
         gate, slope, intercept, log_variance = self.split(coordinates)
-        parameters = self.gate.from_coordinates(gate, self.n_experts, self.n_covariates)
-        return MixingMeasure(*parameters, slope, intercept, jnp.exp(log_variance))
+        return self.measure(self.gate_parameters(gate), slope, intercept, jnp.exp(log_variance))
 
     def pack(self, measure: MixingMeasure) -> Array:
-        """The inverse of `unpack`."""
+        """The inverse of `unpack`; slopes of covariates left out do not count."""
         return jnp.concatenate(
             [
-                self.gate.to_coordinates(measure.gate),
-                measure.slope.ravel(),
+                self.gate.to_coordinates(self._selected(measure.gate)),
+                take(measure.slope, self.selection.experts).ravel(),
                 measure.intercept,
                 jnp.log(measure.variance),
             ]
@@ -129,14 +157,42 @@ class Layout(NamedTuple):
 
     def log_jacobian(self, measure: MixingMeasure) -> Array:
         """log |∂(paper's parameters)/∂coordinates|."""
-        return self.gate.log_jacobian(measure.gate) + jnp.sum(jnp.log(measure.variance))
+        gate = self._selected(measure.gate)
+        return self.gate.log_jacobian(gate) + jnp.sum(jnp.log(measure.variance))
+
+    def _selected(self, gate: GateParameters) -> GateParameters:
+        return gate._replace(slope=take(gate.slope, self.selection.gate))
+
+    def check(self, name: str, measure: MixingMeasure) -> None:
+        """Raise ValueError if a slope that the layout has no coordinate for is not zero.
+
+        Traced values pass unchecked.
+        """
+        if self.selection.is_all or isinstance(measure.slope, jax.core.Tracer):
+            return
+        relative = measure.gate_slope
+        if self.gate.linear:  # a translation of all slopes leaves the gate unchanged
+            relative = relative - relative[..., -1:, :]
+        blocks = (
+            ("gate_slope", relative, self.selection.gate),
+            ("slope", measure.slope, self.selection.experts),
+        )
+        for field, values, columns in blocks:
+            for column in range(self.n_covariates):
+                left_out = columns is not None and column not in columns
+                if left_out and np.any(np.asarray(values[..., column]) != 0):
+                    raise ValueError(
+                        f"{name} has a {field} of covariate {column}, which the model leaves out: "
+                        "it must be zero; pass what was fitted with this model"
+                    )
 
     def expert_order(self) -> np.ndarray:
         """Where each coordinate of the experts stands in `_Terms`: ``(k (d+2),)``.
 
         There one expert follows the other: slopes, intercept and log variance.
         """
-        place = np.arange(self.n_experts * (self.n_covariates + 2)).reshape(self.n_experts, -1)
+        k, d = self.n_experts, self.n_expert_covariates
+        place = np.arange(k * (d + 2)).reshape(k, d + 2)
         return np.concatenate([place[:, :-2].ravel(), place[:, -2], place[:, -1]])
 
     def gate_seeds(self) -> np.ndarray:
@@ -151,7 +207,7 @@ class Layout(NamedTuple):
 
     def gate_rows(self) -> np.ndarray:
         """Which coordinate of each expert a seed moves: ``(k, c, n_gate)``, zeros and ones."""
-        k, d, g = self.n_experts, self.n_covariates, self.n_gate
+        k, d, g = self.n_experts, self.n_gate_covariates, self.n_gate
         if not self.gate.separable:
             return np.tile(np.eye(g), (k, 1, 1))
         rows = np.zeros((k, d + 1 + int(self.gate.has_temperature), g))
@@ -186,7 +242,7 @@ def _chunk(data: Data, index: Array) -> tuple[Array, Array, Array, Array]:
 def _chunk_log_likelihood(layout: Layout, coordinates: Array, chunk: tuple[Array, ...]) -> Array:
     gate_x, expert_x, y, mask = chunk
     gate, slope, intercept, log_variance = layout.split(coordinates)
-    parameters = layout.gate.from_coordinates(gate, layout.n_experts, layout.n_covariates)
+    parameters = layout.gate_parameters(gate)
     means = slope @ expert_x + intercept[:, None]
     rows = _log_mixture(layout.gate, parameters, gate_x, y, means, log_variance)
     return jnp.sum(jnp.where(mask > 0, rows, 0.0))  # the padding may well be -inf
@@ -309,8 +365,7 @@ def _logits(layout: Layout, gate: Array, x: Array) -> tuple[Array, Array, Callab
     seeds = jnp.asarray(layout.gate_seeds())
 
     def logits(free: Array) -> Array:
-        parameters = layout.gate.from_coordinates(free, layout.n_experts, layout.n_covariates)
-        return layout.gate.logits(parameters, x)
+        return layout.gate.logits(layout.gate_parameters(free), x)
 
     def along(free: Array, seed: Array) -> Array:
         return jax.jvp(logits, (free,), (seed,))[1]
@@ -337,7 +392,7 @@ def _symmetric(triangle: Array, size: int) -> Array:
 
 def _assemble(layout: Layout, terms: _Terms) -> Evaluation:
     """Put the sums over chunks into the order of the coordinates."""
-    k, d, g = layout.n_experts, layout.n_covariates, layout.n_gate
+    k, d, g = layout.n_experts, layout.n_expert_covariates, layout.n_gate
     own = layout.gate_rows()
     gate = jnp.einsum("ica,icd,idb->ab", own, terms.gate, own) + terms.gate_outer
     across = jnp.einsum("ica,icq->aiq", own, terms.gate_expert).reshape(g, k * (d + 2))

@@ -13,6 +13,7 @@ from numpyro.distributions import constraints
 
 from bayesmoe.core.gate import Gate
 from bayesmoe.core.measure import MixingMeasure
+from bayesmoe.core.selection import ALL, Selection, take
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,11 +49,12 @@ class Prior:
     intercept_per_temperature: bool = False
     proper: bool = True
 
-    def log_density(self, gate: Gate, measure: MixingMeasure) -> Array:
-        """log p(measure) in the paper's parameters of standardised data, reference excluded.
+    def log_density(self, gate: Gate, measure: MixingMeasure, selection: Selection = ALL) -> Array:
+        """log p(measure) in the paper's parameters of standardised data.
 
-        This is the density that MAP estimation uses: no Jacobian of any coordinates. It is -inf
-        outside the support.
+        The reference, and slopes of covariates that are not selected, are no parameters. This is
+        the density that MAP estimation uses: no Jacobian of any coordinates. It is -inf outside the
+        support.
         """
         tau = measure.temperature
         intercept = measure.gate_intercept[:-1]
@@ -60,11 +62,11 @@ class Prior:
         if self.intercept_per_temperature:
             intercept = intercept / tau
             total -= intercept.size * jnp.log(tau)
-        total += _log_prob(self.gate_slope, measure.gate_slope[:-1])
+        total += _log_prob(self.gate_slope, take(measure.gate_slope[:-1], selection.gate))
         total += _log_prob(self.gate_intercept, intercept)
         if gate.has_temperature:
             total += _log_prob(self.temperature, tau)
-        total += _log_prob(self.slope, measure.slope)
+        total += _log_prob(self.slope, take(measure.slope, selection.experts))
         total += _log_prob(self.intercept, measure.intercept)
         return total + _log_prob(self.variance, measure.variance)
 

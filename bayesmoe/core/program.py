@@ -16,6 +16,7 @@ from bayesmoe.core.gate import Gate
 from bayesmoe.core.measure import GateParameters, MixingMeasure
 from bayesmoe.core.priors import Prior
 from bayesmoe.core.scaling import Scaling
+from bayesmoe.core.selection import ALL, Columns, Selection, spread, take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +31,15 @@ class Sites:
         The standardisation; sites have the affine image of the prior.
     n_experts, n_covariates
         k and d.
+    selection
+        The covariates that gate and experts depend on; slopes of others are zeros, not sampled.
     """
 
     prior: Prior
     scaling: Scaling
     n_experts: int
     n_covariates: int
+    selection: Selection = ALL
 
     def temperature(self) -> Array:
         """Site ``temperature`` ()."""
@@ -45,7 +49,8 @@ class Sites:
         """Sites ``gate_slope_free`` (k-1, d) and ``gate_intercept_free`` (k-1,).
 
         With the reference expert they are the deterministic sites ``gate_slope`` (k, d) and
-        ``gate_intercept`` (k,), all that a single expert has.
+        ``gate_intercept`` (k,), all that a single expert has. ``gate_slope_free`` has the selected
+        covariates alone; if there are none, there is no such site.
         """
         free, d = self.n_experts - 1, self.n_covariates
         slope, intercept = (
@@ -58,11 +63,9 @@ class Sites:
         )
 
     def _free_gate(self, temperature: ArrayLike) -> tuple[Array, Array]:
-        free, d, prior = self.n_experts - 1, self.n_covariates, self.prior
-        slope = numpyro.sample(
-            "gate_slope_free",
-            _affine(prior.gate_slope, 0.0, 1 / self.scaling.gate_scale, (free, d)),
-        )
+        free, prior = self.n_experts - 1, self.prior
+        scale = 1 / take(self.scaling.gate_scale, self.selection.gate)
+        slope = self._slopes("gate_slope_free", prior.gate_slope, scale, free, self.selection.gate)
         scale = temperature if prior.intercept_per_temperature else 1.0
         intercept = numpyro.sample(
             "gate_intercept_free",
@@ -71,12 +74,18 @@ class Sites:
         return slope, intercept
 
     def experts(self) -> tuple[Array, Array, Array]:
-        """Sites ``slope`` (k, d), ``intercept`` (k,) and ``variance`` (k,)."""
+        """Sites ``slope`` (k, d), ``intercept`` (k,) and ``variance`` (k,).
+
+        Where covariates are left out, ``slope`` is deterministic, and ``slope_free`` has the
+        others' slopes; if there are none, there is no such site.
+        """
         k, prior, scaling = self.n_experts, self.prior, self.scaling
-        slope = numpyro.sample(
-            "slope",
-            _affine(prior.slope, 0.0, scaling.y_scale / scaling.x_scale, (k, self.n_covariates)),
-        )
+        columns = self.selection.experts
+        name = "slope" if columns is None else "slope_free"
+        scale = scaling.y_scale / take(scaling.x_scale, columns)
+        slope = self._slopes(name, prior.slope, scale, k, columns)
+        if columns is not None:
+            slope = numpyro.deterministic("slope", slope)
         centre = scaling.y_shift - slope @ scaling.x_shift
         intercept = numpyro.sample(
             "intercept", _affine(prior.intercept, centre, scaling.y_scale, (k,))
@@ -85,6 +94,15 @@ class Sites:
             "variance", _affine(prior.variance, 0.0, scaling.y_scale**2, (k,))
         )
         return slope, intercept, variance
+
+    def _slopes(
+        self, site: str, base: dist.Distribution, scale: Array, rows: int, columns: Columns
+    ) -> Array:
+        """Slopes ``(rows, d)``, sampled in the columns given."""
+        if not scale.size:
+            return jnp.zeros((rows, self.n_covariates))
+        free = numpyro.sample(site, _affine(base, 0.0, scale, (rows, scale.size)))
+        return spread(free, columns, self.n_covariates)
 
 
 def observe(gate: Gate, measure: MixingMeasure, x: Array, y: Array | None) -> None:

@@ -12,6 +12,7 @@ from jax import Array
 
 from bayesmoe.core.gate import Gate
 from bayesmoe.core.measure import MixingMeasure
+from bayesmoe.core.selection import ALL, Selection, take
 
 
 @jax.tree_util.register_dataclass
@@ -86,10 +87,12 @@ class Scaling:
             measure.variance * y_scale**2,
         )
 
-    def log_volume(self, n_experts: int) -> Array:
-        """log |∂(original parameters)/∂(standardised parameters)|, reference excluded."""
-        experts = jnp.sum(jnp.log(self.y_scale / self.x_scale)) + 3 * jnp.log(self.y_scale)
-        return n_experts * experts - (n_experts - 1) * jnp.sum(jnp.log(self.gate_scale))
+    def log_volume(self, n_experts: int, selection: Selection = ALL) -> Array:
+        """log |∂(original parameters)/∂(standardised parameters)|, of free parameters alone."""
+        x_scale = take(self.x_scale, selection.experts)
+        gate_scale = take(self.gate_scale, selection.gate)
+        experts = jnp.sum(jnp.log(self.y_scale / x_scale)) + 3 * jnp.log(self.y_scale)
+        return n_experts * experts - (n_experts - 1) * jnp.sum(jnp.log(gate_scale))
 
 
 def _moments(values: Array | np.ndarray) -> tuple[Array, Array]:

@@ -19,7 +19,8 @@ from bayesmoe.core.validate import as_key
 from bayesmoe.data.table import Table
 from bayesmoe.diagnostics.alignment import align
 from bayesmoe.diagnostics.checks import Checks, check_posterior
-from bayesmoe.diagnostics.posterior import sample_posterior
+from bayesmoe.diagnostics.determination import free_variables
+from bayesmoe.diagnostics.posterior import sample_posterior, tree_selection
 from bayesmoe.diagnostics.predictive import sample_prior
 from bayesmoe.inference.point import Fit, fit_map, fit_mle
 from bayesmoe.inference.posterior import check_proper
@@ -83,10 +84,9 @@ def analyse(model: MoE, table: Table, *, key: Array | int = 0) -> Analysis:
 def estimates(analysis: Analysis) -> pd.DataFrame:
     """MLE and MAP on the scale of the data: one row per parameter, columns ``mle``, ``map``."""
     names = [str(name) for name in analysis.table.x.columns]
-    gate = analysis.model.gate
     columns = {
-        "mle": _labelled(analysis.mle_measure, gate, names),
-        "map": _labelled(analysis.map.measure, gate, names),
+        "mle": _labelled(analysis.mle_measure, analysis.model, names),
+        "map": _labelled(analysis.map.measure, analysis.model, names),
     }
     return pd.DataFrame(columns).rename_axis("parameter")
 
@@ -98,22 +98,24 @@ def mle_errors(analysis: Analysis) -> pd.Series:
     rests on the variance floor.
     """
     names = [str(name) for name in analysis.table.x.columns]
-    found = pd.Series(_labelled(analysis.mle_measure, analysis.model.gate, names), name="mle_se")
+    found = pd.Series(_labelled(analysis.mle_measure, analysis.model, names), name="mle_se")
     if not analysis.mle.converged:
         return found * np.nan
     named = dataclasses.replace(analysis.mle, measure=analysis.mle_measure)
     x, y = analysis.table.x.to_numpy(), analysis.table.y.to_numpy()
     errors = standard_errors(analysis.model, named, x, y)
-    return pd.Series(_labelled(errors.measure, analysis.model.gate, names), name="mle_se")
+    return pd.Series(_labelled(errors.measure, analysis.model, names), name="mle_se")
 
 
-def _labelled(measure: MixingMeasure, gate: Gate, names: list[str]) -> dict[str, float]:
-    """Parameters by the names `arviz_stats.summary` gives them; the reference's zeros left out."""
+def _labelled(measure: MixingMeasure, model: MoE, names: list[str]) -> dict[str, float]:
+    """Free parameters by the names `arviz_stats.summary` gives them."""
+    selection, every = model.selection.resolve(len(names)), range(len(names))
+    selected = {"gate_slope": selection.gate, "slope": selection.experts}
     entries: dict[str, float] = {}
     for field in FIELDS:
         values = np.asarray(getattr(measure, field))
         if field == "temperature":
-            if gate.has_temperature:
+            if model.gate.has_temperature:
                 entries[field] = float(values)
             continue
         free = measure.n_experts - field.startswith("gate_")
@@ -121,8 +123,10 @@ def _labelled(measure: MixingMeasure, gate: Gate, names: list[str]) -> dict[str,
             if values.ndim == 1:
                 entries[f"{field}[{expert}]"] = float(values[expert])
             else:
-                for name, value in zip(names, values[expert], strict=True):
-                    entries[f"{field}[{expert}, {name}]"] = float(value)
+                columns = selected[field]
+                for column in every if columns is None else columns:
+                    value = float(values[expert, column])
+                    entries[f"{field}[{expert}, {names[column]}]"] = value
     return entries
 
 
@@ -132,16 +136,10 @@ def posterior_summary(posterior: DataTree, gate: Gate) -> pd.DataFrame:
     One row for each parameter and one for the log-likelihood, which does not depend on how experts
     are named.
     """
-    group = posterior["posterior"].to_dataset()
-    last = group.sizes["expert"] - 1
-    free = group[["gate_slope", "gate_intercept"]].isel(expert=slice(0, last))
-    parts = [free] if last else []
-    parts.append(group[["temperature"]] if gate.has_temperature else group[[]])
-    parts.append(group[["slope", "intercept", "variance"]])
+    variables = free_variables(posterior["posterior"], gate, tree_selection(posterior))
+    parts = [variable.to_dataset(name=name) for name, variable in variables.items()]
     parts.append(posterior["sample_stats"].to_dataset()[["log_likelihood"]])
     tables = [
-        arviz_stats.summary(part, ci_prob=0.9, ci_kind="eti", round_to="none")
-        for part in parts
-        if part.data_vars
+        arviz_stats.summary(part, ci_prob=0.9, ci_kind="eti", round_to="none") for part in parts
     ]
     return pd.concat(tables).rename_axis("parameter")

@@ -160,7 +160,7 @@ class _Experts(NamedTuple):
             np.asarray(measure.slope) @ x.T + np.asarray(measure.intercept)[:, None],
             np.sqrt(np.asarray(measure.variance)),
             shares.sum(axis=1),
-            x.shape[1] + 2,
+            model.layout(x.shape[1]).n_expert_covariates + 2,
         )
 
     def apart(self, other: _Experts) -> np.ndarray:

@@ -30,7 +30,7 @@ from bayesmoe.diagnostics.alignment import align
 from bayesmoe.diagnostics.chain_modes import chain_modes
 from bayesmoe.diagnostics.determination import densest_draw, determination, free_parameters
 from bayesmoe.diagnostics.mixing import watched
-from bayesmoe.diagnostics.posterior import check_tree
+from bayesmoe.diagnostics.posterior import check_tree, tree_selection
 from bayesmoe.theory.voronoi import as_measure
 
 _MOST_LISTED = 4  # parameters named in a sentence
@@ -282,7 +282,8 @@ def _sensitivity(gate: Gate, tree: DataTree) -> Check:
 def _power_scaling(gate: Gate, tree: DataTree) -> pd.DataFrame:
     """ArviZ's table of power-scaling sensitivity of the free parameters."""
     named = align(tree, gate, densest_draw(tree))
-    draws, shape = free_parameters(named["posterior"], gate), tree["sample_stats"]["lp"].shape
+    draws = free_parameters(named["posterior"], gate, tree_selection(tree))
+    shape = tree["sample_stats"]["lp"].shape
     columns = {
         str(name): (("chain", "draw"), values.to_numpy().reshape(shape))
         for name, values in draws.items()

@@ -176,7 +176,7 @@ def compare_models(
     ----------
     models
         From `bayesmoe.moe`, with proper priors. With one expert there is nothing to gate: such
-        models are taken to have a softmax gate. Equal models are fitted once.
+        models are taken to have a softmax gate of all covariates. Equal models are fitted once.
     data
         A table from `bayesmoe.data.table.read_table`, or ``(x, y)``: covariates ``(n, d)`` or
         ``(n,)``, an array or a data frame, and response ``(n,)``.
@@ -192,7 +192,7 @@ def compare_models(
         used or cannot determine a model; nothing is computed then.
     """
     key, table = as_key(key), data if isinstance(data, Table) else _as_table(*data)
-    named = _named(models)
+    named = _named(models, [str(name) for name in table.x.columns])
     for model in named.values():
         check_proper(model)
         x, y = check_observations(table.x, table.y)
@@ -213,9 +213,9 @@ def _as_table(x: ArrayLike | pd.DataFrame, y: ArrayLike) -> Table:
     return Table(frame, pd.Series(np.asarray(response), name=getattr(y, "name", None) or "y"))
 
 
-def _named(models: Sequence[MoE]) -> dict[str, MoE]:
-    """The distinct models by name."""
-    distinct = list(dict.fromkeys(_without_gate(model) for model in models))
+def _named(models: Sequence[MoE], covariates: Sequence[str]) -> dict[str, MoE]:
+    """The distinct models by name, which tells covariates that are left out."""
+    distinct = list(dict.fromkeys(_without_gate(model, len(covariates)) for model in models))
     if not distinct:
         raise ValueError("there is no model to compare; pass at least one from bayesmoe.moe")
     several = len({model.prior_name for model in distinct}) > 1
@@ -223,6 +223,8 @@ def _named(models: Sequence[MoE]) -> dict[str, MoE]:
     for model in distinct:
         k = model.n_experts
         name = "one expert" if k == 1 else f"{model.gate.label}, k = {k}"
+        restricted = model.selection.describe(covariates)
+        name += f", {restricted}" if restricted else ""
         name += f", {model.prior_name} prior" if several else ""
         if name in named:
             raise ValueError(f"two different models are named {name!r}; compare one at a time")
@@ -230,13 +232,16 @@ def _named(models: Sequence[MoE]) -> dict[str, MoE]:
     return named
 
 
-def _without_gate(model: MoE) -> MoE:
-    """A model of one expert with the softmax gate in place of its own: its density is the same."""
+def _without_gate(model: MoE, n_covariates: int) -> MoE:
+    """A model whose covariates are those of ``n_covariates`` that it names.
+
+    One of one expert has the softmax gate in place of its own: its density is the same.
+    """
+    selection = model.selection.resolve(n_covariates)
     if model.n_experts > 1:
-        return model
-    return make_model(
-        Softmax(), 1, model.prior if model.prior_name == "custom" else model.prior_name
-    )
+        return dataclasses.replace(model, selection=selection)
+    prior = model.prior if model.prior_name == "custom" else model.prior_name
+    return make_model(Softmax(), 1, prior, selection._replace(gate=None))
 
 
 # --- one model

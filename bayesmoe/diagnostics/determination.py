@@ -13,11 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 from xarray import DataTree
 
 from bayesmoe.core.gate import Gate
 from bayesmoe.core.measure import FIELDS, MixingMeasure
+from bayesmoe.core.selection import Selection
 from bayesmoe.diagnostics.alignment import align
+from bayesmoe.diagnostics.posterior import tree_selection
 
 #: a direction is left to the prior where the posterior has more than this share of its spread
 LEFT_TO_THE_PRIOR = 0.5
@@ -72,8 +75,10 @@ def determination(gate: Gate, tree: DataTree) -> Determination:
     if "prior" not in tree.children:
         raise ValueError("the tree has no group 'prior'; add it with bayesmoe.sample_predictive")
     named = align(tree, gate, densest_draw(tree))
+    selection = tree_selection(tree)
     posterior, prior = (
-        _on_the_line(free_parameters(named[group], gate)) for group in ("posterior", "prior")
+        _on_the_line(free_parameters(named[group], gate, selection))
+        for group in ("posterior", "prior")
     )
     spreads = pd.DataFrame({"prior": _spread(prior), "posterior": _spread(posterior)})
     spreads = spreads.rename_axis("parameter").assign(ratio=spreads["posterior"] / spreads["prior"])
@@ -88,21 +93,33 @@ def densest_draw(tree: DataTree) -> MixingMeasure:
     return MixingMeasure(**{field: group[field].values for field in FIELDS})
 
 
-def free_parameters(group: Any, gate: Gate) -> pd.DataFrame:
-    """Draws of the paper's free parameters, one column each under ArviZ's name."""
-    dataset = group.to_dataset().transpose("chain", "draw", ...)
+def free_variables(group: Any, gate: Gate, selection: Selection) -> dict[str, xr.DataArray]:
+    """The paper's free parameters, by field: no reference expert, no covariates left out."""
+    dataset = group.to_dataset()
     last = dataset.sizes["expert"] - 1
-    columns: dict[str, Floats] = {}
+    found: dict[str, xr.DataArray] = {}
     for field in FIELDS:
         values = dataset[field]
-        if field == "temperature":
-            if gate.has_temperature:
-                columns[field] = values.values.ravel()
-            continue
         if field.startswith("gate_"):
             values = values.isel(expert=slice(0, last))
+        columns = {"gate_slope": selection.gate, "slope": selection.experts}.get(field)
+        if columns is not None:
+            values = values.isel(covariate=list(columns))
+        if values.size and (field != "temperature" or gate.has_temperature):
+            found[field] = values
+    return found
+
+
+def free_parameters(group: Any, gate: Gate, selection: Selection) -> pd.DataFrame:
+    """Draws of the paper's free parameters, one column each under ArviZ's name."""
+    columns: dict[str, Floats] = {}
+    for field, variable in free_variables(group, gate, selection).items():
+        values = variable.transpose("chain", "draw", ...)
+        if field == "temperature":
+            columns[field] = values.values.ravel()
+            continue
         flat = values.values.reshape(
-            dataset.sizes["chain"] * dataset.sizes["draw"], *values.shape[2:]
+            values.sizes["chain"] * values.sizes["draw"], *values.shape[2:]
         )
         labels = [values[name].values for name in values.dims[2:]]
         for place in np.ndindex(*flat.shape[1:]):

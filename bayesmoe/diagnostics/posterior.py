@@ -19,6 +19,7 @@ from bayesmoe.core.gate import Gate
 from bayesmoe.core.likelihood import log_density
 from bayesmoe.core.measure import FIELDS, MixingMeasure
 from bayesmoe.core.model import MoE
+from bayesmoe.core.selection import Columns, Selection
 from bayesmoe.core.validate import as_key, check_observations
 from bayesmoe.diagnostics.mixing import importance, mixing
 from bayesmoe.inference.laplace import Resampled, resample_laplace
@@ -40,6 +41,9 @@ DIMS = {
     "x": ["obs", "covariate"],
     "y": ["obs"],
 }
+
+
+_SELECTIONS = ("gate_covariates", "expert_covariates")  # attributes, where any are left out
 
 
 def library_versions() -> dict[str, str]:
@@ -199,7 +203,7 @@ def _tree(
             "covariate": names or np.arange(covariates.shape[1]),
             "obs": np.arange(len(response)),
         },
-        attrs={"/": {**_settings(model), **attributes, **modes}},
+        attrs={"/": {**_settings(model, covariates.shape[1]), **attributes, **modes}},
     )
 
 
@@ -242,11 +246,34 @@ def check_tree(model: MoE, tree: DataTree) -> None:
             f"the tree has {k} experts, the model {model.n_experts}; "
             "pass the model that was sampled"
         )
+    _check_selection(model, tree)
 
 
-def _settings(model: MoE) -> dict[str, Any]:
+def _check_selection(model: MoE, tree: DataTree) -> None:
+    wanted = model.selection.resolve(tree["posterior"].sizes["covariate"])
+    for name, one, other in zip(_SELECTIONS, tree_selection(tree), wanted, strict=True):
+        if one != other:
+            raise ValueError(
+                f"the tree's {name} are {_words(one)}, the model's {_words(other)}; "
+                "pass the model that was sampled"
+            )
+
+
+def _words(columns: Columns) -> str:
+    return "all" if columns is None else repr(columns)
+
+
+def tree_selection(tree: DataTree) -> Selection:
+    """The covariates that the gate and the experts of a posterior's model depend on."""
+    found = (tree.attrs.get(name) for name in _SELECTIONS)
+    return Selection(*(None if text is None else tuple(json.loads(text)) for text in found))
+
+
+def _settings(model: MoE, n_covariates: int) -> dict[str, Any]:
+    selection = dict(zip(_SELECTIONS, model.layout(n_covariates).selection, strict=True))
     return {
         **describe_model(model),
+        **{name: json.dumps(columns) for name, columns in selection.items() if columns is not None},
         "inference_library": "numpyro",
         "bayesmoe_version": version("bayesmoe"),
         "versions": json.dumps(library_versions()),

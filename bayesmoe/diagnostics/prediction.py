@@ -42,9 +42,9 @@ Quantity = Callable[[GaussianMixture, Array, int], Array]
 class Predictive:
     """The law of a response at new covariates.
 
-    Under one mixing measure it is g_G(·|x); under S draws it is the posterior predictive mixture,
-    the average of their S densities, and all means, quantiles and densities are those of this
-    mixture. All draws take part. Rows are evaluated in chunks, so that memory beyond data and
+    Under one mixing measure it is ``g_G(·|x)``; under S draws it is the posterior predictive
+    mixture, the average of their S densities, and all means, quantiles and densities are those of
+    this mixture. All draws take part. Rows are evaluated in chunks, so that memory beyond data and
     result does not grow with their number.
 
     Parameters
@@ -77,6 +77,7 @@ class Predictive:
                 f"the estimate has {measures.n_experts} experts, the model {model.n_experts}; "
                 "pass the model that was fitted"
             )
+        model.layout(measures.n_covariates).check("the estimate", measures)
         axes = len(measures.batch_shape)
         self.model = model
         self.measures: MixingMeasure = jax.tree.map(

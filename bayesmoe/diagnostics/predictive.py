@@ -18,6 +18,7 @@ from bayesmoe.core.measure import FIELDS, MixingMeasure
 from bayesmoe.core.model import MoE
 from bayesmoe.core.program import Sites
 from bayesmoe.core.scaling import Scaling
+from bayesmoe.core.selection import take
 from bayesmoe.core.validate import as_key, check_whole
 from bayesmoe.diagnostics.posterior import DIMS, check_tree
 from bayesmoe.inference.posterior import check_proper
@@ -91,7 +92,9 @@ def sample_prior(
 
 def _program(model: MoE, scaling: Scaling, x: Array, y: Array) -> None:
     """The gate's NumPyro program under the prior of the data that have this scaling."""
-    model.gate.program(x, y, Sites(model.prior, scaling, model.n_experts, x.shape[1]))
+    selection = model.layout(x.shape[1]).selection
+    sites = Sites(model.prior, scaling, model.n_experts, x.shape[1], selection)
+    model.gate.program(x, y, sites)
 
 
 @partial(jax.jit, static_argnums=(0, 5))
@@ -125,11 +128,15 @@ def _log_prior(
     model: MoE, scaling: Scaling, x: Array, y: Array, measures: MixingMeasure
 ) -> dict[str, Array]:
     """log p of the paper's parameters, one entry per site of the program: ``(c, s)`` each."""
+    selection = model.layout(x.shape[1]).selection
 
     def one(measure: MixingMeasure) -> dict[str, Array]:
         values = {field: getattr(measure, field) for field in FIELDS}
         for field in ("gate_slope", "gate_intercept"):  # without the reference
             values[f"{field}_free"] = values.pop(field)[:-1]
+        values["gate_slope_free"] = take(values["gate_slope_free"], selection.gate)
+        if selection.experts is not None:
+            values["slope_free"] = take(values.pop("slope"), selection.experts)
         program = substitute(seed(_program, 0), data=values)
         return {
             name.removesuffix("_free"): jnp.sum(site["fn"].log_prob(site["value"]))

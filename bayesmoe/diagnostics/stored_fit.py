@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -19,6 +20,7 @@ from xarray import DataTree
 
 from bayesmoe.core.measure import FIELDS, MixingMeasure
 from bayesmoe.core.model import MoE
+from bayesmoe.core.selection import find_columns
 from bayesmoe.data.table import Table
 from bayesmoe.diagnostics.alignment import align
 from bayesmoe.diagnostics.analysis import Analysis
@@ -31,6 +33,10 @@ from bayesmoe.models import moe
 FITS, POSTERIOR = "fits.nc", "posterior.nc"
 FORMAT = "bayesmoe fit 1"
 
+#: on the command line: that a gate or experts depend on no covariate
+NO_COVARIATE = "none"
+
+_SELECTED = ("gate_covariates", "expert_covariates")
 _ENGINE: Final = "h5netcdf"
 _PER_START = ("objective", "gradient_norm", "least_curvature", "n_iterations")
 _OF_BEST = ("log_likelihood", "log_density", "gradient_norm", "least_curvature")
@@ -49,6 +55,8 @@ class FitRequest(NamedTuple):
         The arguments of `bayesmoe.moe`.
     seed
         Seeds starts and chains.
+    gate_covariates, expert_covariates
+        Covariates that the gate and the experts depend on, by name; None for all.
     """
 
     data: str
@@ -59,11 +67,26 @@ class FitRequest(NamedTuple):
     n_experts: int
     prior: str = "weak"
     seed: int = 0
+    gate_covariates: tuple[str, ...] | None = None
+    expert_covariates: tuple[str, ...] | None = None
 
-    @property
-    def model(self) -> MoE:
-        """The model; raises ValueError as `bayesmoe.moe` does."""
-        return moe(self.gate, self.n_experts, self.prior, **self.options)
+    def model(self, covariates: Sequence[str]) -> MoE:
+        """The model of a table's covariates, given by name.
+
+        Raises
+        ------
+        ValueError
+            As `bayesmoe.moe` does, or if a name is none of these.
+        """
+        gate, experts = (find_columns(name, getattr(self, name), covariates) for name in _SELECTED)
+        return moe(
+            self.gate,
+            self.n_experts,
+            self.prior,
+            gate_covariates=gate,
+            expert_covariates=experts,
+            **self.options,
+        )
 
     def command(self, out: str) -> str:
         """The command line that fits this again, into the directory ``out``."""
@@ -72,7 +95,16 @@ class FitRequest(NamedTuple):
         words += ["--gate", self.gate, "--experts", str(self.n_experts)]
         for name, value in self.options.items():
             words += [f"--{name.replace('_', '-')}", str(value)]
+        for name in _SELECTED:
+            given = getattr(self, name)
+            option = f"--{name.removesuffix('s').replace('_', '-')}"
+            words += [word for one in _as_options(given) for word in (option, one)]
         return shlex.join([*words, "--prior", self.prior, "--seed", str(self.seed), "--out", out])
+
+
+def _as_options(names: tuple[str, ...] | None) -> tuple[str, ...]:
+    """Values of a repeated option."""
+    return () if names is None else names or (NO_COVARIATE,)
 
 
 class StoredFit(NamedTuple):
@@ -104,7 +136,7 @@ def save_fit(directory: Path, request: FitRequest, analysis: Analysis) -> None:
     )
     tree.attrs = {
         "format": FORMAT,
-        "request": json.dumps(request._asdict()),
+        "request": json.dumps(_as_stored(request)),
         "data_digest": data_digest(analysis.table),
     }
     tree.to_netcdf(directory / FITS, engine=_ENGINE)
@@ -156,15 +188,27 @@ def _open(directory: Path, name: str) -> DataTree:
 
 
 def _assemble(fits: DataTree, posterior: DataTree) -> StoredFit:
-    given = json.loads(fits.attrs["request"])
-    request = FitRequest(**{**given, "covariates": tuple(given["covariates"])})
-    model, table = request.model, _table(posterior, request.response)
+    request = _request(json.loads(fits.attrs["request"]))
+    table = _table(posterior, request.response)
+    model = request.model([str(name) for name in table.x.columns])
     if data_digest(table) != fits.attrs["data_digest"]:
         raise StoredFitError(f"{FITS} and {POSTERIOR} are not of the same data; fit again")
     mle, map_ = (_fit(fits[name].to_dataset()) for name in ("mle", "map"))
     named = align(mle.measure, model.gate, map_.measure)
     checks = _checks(fits["checks"].to_dataset())
     return StoredFit(request, Analysis(model, table, mle, map_, named, posterior, checks))
+
+
+def _as_stored(request: FitRequest) -> dict[str, Any]:
+    """The fields; selections only where there is one, as earlier versions wrote."""
+    fields = request._asdict()
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _request(stored: dict[str, Any]) -> FitRequest:
+    columns = ("covariates", *_SELECTED)
+    lists = {name: tuple(stored[name]) for name in columns if name in stored}
+    return FitRequest(**{**stored, **lists})
 
 
 def _table(posterior: DataTree, response: str) -> Table:

@@ -134,7 +134,8 @@ def anneal(
     described = describe(layout, model.prior, data, problem.scaling, flat.coordinates)
     measures, log_prior, gates = jax.device_get(described)
     statuses = [judge(row(flat, i), row(gates, i), model.prior.proper) for i in range(len(flat[0]))]
-    n, volume = int(data.n_observations), float(problem.scaling.log_volume(model.n_experts))
+    n = int(data.n_observations)
+    volume = float(problem.scaling.log_volume(model.n_experts, layout.selection))
     log_density = n * optima.value - problem.log_unit
     ends = measures[np.arange(shape[0]) * shape[1] + shape[1] - 1]
     return Annealing(
@@ -211,8 +212,7 @@ def _with(free: Array, place: int, value: Array) -> Array:
 
 def _sharpness(layout: Layout, data: Data, coordinates: Array) -> tuple[Array, Array]:
     """Means over the data of the entropy of π(x), and of its exponential."""
-    gate, *_ = layout.split(coordinates)
-    parameters = layout.gate.from_coordinates(gate, layout.n_experts, layout.n_covariates)
+    parameters = layout.gate_parameters(layout.split(coordinates)[0])
 
     def add(index: Array, total: tuple[Array, Array]) -> tuple[Array, Array]:
         log_share = layout.gate.log_probabilities(parameters, data.gate_x[index])

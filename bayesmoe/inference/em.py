@@ -213,7 +213,7 @@ def _expect(layout: Layout, point: Array, data: Data) -> _Expectation:
         )
         return jax.tree.map(jnp.add, total, terms)
 
-    k, size = layout.n_experts, layout.n_covariates + 1
+    k, size = layout.n_experts, layout.n_expert_covariates + 1
     shapes = ((k,), (k, size, size), (k, size), (k,))
     sums = (jnp.zeros(shape) for shape in shapes)
     zero = _Expectation(jnp.zeros(()), _zero(layout.n_gate), *sums)
@@ -228,8 +228,8 @@ def _responsibilities(
     layout: Layout, point: Array, data: Data, index: Array
 ) -> tuple[Array, Array, Array]:
     """log g ``(m,)``, r and residuals ``(k, m)`` of one chunk; zeros (but residuals) in padding."""
-    _, slope, intercept, log_variance = layout.split(point)
-    log_share = layout.gate.log_probabilities(layout.unpack(point).gate, data.gate_x[index])
+    gate, slope, intercept, log_variance = layout.split(point)
+    log_share = layout.gate.log_probabilities(layout.gate_parameters(gate), data.gate_x[index])
     residual = data.y[index] - (slope @ data.expert_x[index] + intercept[:, None])
     square = (residual * jnp.exp(-0.5 * log_variance)[:, None]) ** 2
     log_normal = -0.5 * (_LOG_2PI + log_variance[:, None] + square)
@@ -300,8 +300,7 @@ def _evaluate_gate(layout: Layout, gate: Array, gate_x: Array, r: Array) -> Eval
     """Σ r log π of a chunk, with derivatives: those of log-softmax, and of the logits by JAX."""
 
     def logits(free: Array) -> Array:
-        parameters = layout.gate.from_coordinates(free, layout.n_experts, layout.n_covariates)
-        return layout.gate.logits(parameters, gate_x)
+        return layout.gate.logits(layout.gate_parameters(free), gate_x)
 
     z = logits(gate)
     # dz[c, i] = ∂z_i/∂gate_c, shape (n_gate, k, m)

@@ -80,15 +80,19 @@ def describe(
 
     def one(point: Array) -> tuple[MixingMeasure, Array, GateState]:
         measure = layout.unpack(point)
-        log_prior = jnp.zeros(()) if prior is None else prior.log_density(layout.gate, measure)
-        return scaling.restore(measure), log_prior, _gate_state(layout, data, measure)
+        log_prior = jnp.zeros(())
+        if prior is not None:
+            log_prior = prior.log_density(layout.gate, measure, layout.selection)
+        return scaling.restore(measure), log_prior, _gate_state(layout, data, point)
 
     return jax.vmap(one)(coordinates)
 
 
-def _gate_state(layout: Layout, data: Data, measure: MixingMeasure) -> GateState:
+def _gate_state(layout: Layout, data: Data, point: Array) -> GateState:
+    gate = layout.gate_parameters(layout.split(point)[0])
+
     def add(index: Array, total: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        log_share = layout.gate.log_probabilities(measure.gate, data.gate_x[index])
+        log_share = layout.gate.log_probabilities(gate, data.gate_x[index])
         log_share = jnp.where(data.mask[index] > 0, log_share, -jnp.inf)
         lesser = jnp.minimum(log_share[:, None], log_share)
         held, together, overlap = total

@@ -143,7 +143,7 @@ def mean_objective(
     if prior is not None:
 
         def log_prior(point: Array) -> Array:
-            return prior.log_density(layout.gate, layout.unpack(point))
+            return prior.log_density(layout.gate, layout.unpack(point), layout.selection)
 
         terms = Evaluation(
             terms.value + log_prior(coordinates),
@@ -170,7 +170,9 @@ def _assemble(problem: Problem, prior: Prior | None, optima: newton.Optimum) -> 
     n = int(data.n_observations)
     # densities of y, and of the paper's parameters, per unit of the data as given
     per_y = problem.log_unit
-    per_parameter = float(scaling.log_volume(layout.n_experts)) if prior is not None else 0.0
+    per_parameter = 0.0
+    if prior is not None:
+        per_parameter = float(scaling.log_volume(layout.n_experts, layout.selection))
     objective = np.asarray(n * optima.value - per_y - per_parameter)
     best = best_start(objective, np.array([status.converged for status in statuses]))
     starts = Starts(

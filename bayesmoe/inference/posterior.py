@@ -88,7 +88,8 @@ def make_posterior(
     else:
         _check_start(layout, start)
     scaling = Scaling.from_data(model.gate, covariates, response)
-    data, target = make_data(covariates, response, scaling), Target(layout, model.prior)
+    data = make_data(covariates, response, scaling, layout.selection)
+    target = Target(layout, model.prior)
     modes = find_modes(target, scaling, data, start)
     return Posterior(target, scaling, data, modes, covariates, response)
 
@@ -114,6 +115,7 @@ def _check_start(layout: Layout, start: Fit) -> None:
             f"start must be a MAP fit of the same model and data, with (k, d) = {wanted}; "
             f"got (k, d) = {got}"
         )
+    layout.check("start", start.measure)
 
 
 @functools.partial(jax.jit, static_argnums=0)

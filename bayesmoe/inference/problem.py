@@ -84,4 +84,5 @@ def prepare(
     scaling = Scaling.from_data(model.gate, covariates, response)
     begin = starting_points(as_key(key), layout, scaling, covariates, response, n_starts, starts)
     lower = jnp.full(layout.size, -jnp.inf).at[-model.n_experts :].set(np.log(variance_floor))
-    return Problem(layout, scaling, make_data(covariates, response, scaling), begin, lower)
+    data = make_data(covariates, response, scaling, layout.selection)
+    return Problem(layout, scaling, data, begin, lower)

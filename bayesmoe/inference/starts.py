@@ -17,6 +17,7 @@ from bayesmoe.core.likelihood import Layout
 from bayesmoe.core.measure import GateParameters, MixingMeasure
 from bayesmoe.core.priors import weak
 from bayesmoe.core.scaling import Scaling
+from bayesmoe.core.selection import ALL, Columns, Selection, take
 
 _ROWS = 1000  # a start needs no more data than this
 _GATE_ROWS = 512  # nor a gate more than this
@@ -59,6 +60,7 @@ def starting_points(
             (response - known.y_shift) / known.y_scale,
             n_starts,
             (covariates - known.gate_shift) / known.gate_scale,
+            layout.selection,
         )
         batches.append(_pack(layout, Scaling.identity(x.shape[1]), found))
     return jnp.concatenate(batches)
@@ -79,6 +81,7 @@ def _check_starts(layout: Layout, given: MixingMeasure) -> None:
             f"starts must be measures with (k, d) = {wanted} and at most one batch axis; "
             f"got (k, d) = {got} with batch shape {given.batch_shape}"
         )
+    layout.check("a start", given)
     for name in ("variance", "temperature"):
         least = float(jnp.min(getattr(given, name), initial=jnp.inf))
         if not least > 0:
@@ -100,6 +103,7 @@ def agnostic(
     y: Floats,
     n: int,
     gate_x: Floats | None = None,
+    selection: Selection = ALL,
 ) -> MixingMeasure:
     """``n`` starts from standardised data alone, as a batch.
 
@@ -121,17 +125,20 @@ def agnostic(
         The number of starts.
     gate_x
         Covariates as standardised for the gate, if not x itself (the case of linear gates).
+    selection
+        The covariates that gate and experts depend on; groups may be told apart by all.
     """
     expert_key, gate_key = jax.random.split(key)
     rng = generator(expert_key)
     gate_rows = rng.choice(len(y), _GATE_ROWS)  # with replacement: one shape for any data
-    seen = (x if gate_x is None else gate_x)[gate_rows].T
-    gate_data = _Rows.of(x[gate_rows], y[gate_rows])
+    seen = take((x if gate_x is None else gate_x)[gate_rows], selection.gate).T
+    layout = Layout(gate, n_experts, x.shape[1], selection)
+    gate_data = _Rows.of(x[gate_rows], y[gate_rows], selection.experts)
     rows = np.arange(len(y))
     if len(y) > _ROWS:
         rows = np.sort(rng.choice(len(y), _ROWS, replace=False))
-    lines = _experts(rng, _Rows.of(x[rows], y[rows]), n_experts, n)
-    return _with_likeliest_gates(gate, gate_key, seen, lines, _log_normal(lines, gate_data))
+    lines = _experts(rng, _Rows.of(x[rows], y[rows], selection.experts), n_experts, n)
+    return _with_likeliest_gates(layout, gate_key, seen, lines, _log_normal(lines, gate_data))
 
 
 def near_truth(
@@ -188,15 +195,17 @@ def _jittered_copy(
 class _Rows(NamedTuple):
     """Rows of data, with the terms of their moments for least squares."""
 
-    x: Floats  # (m, d)
+    place: Floats  # (m, e) all covariates
+    x: Floats  # (m, d) those of the experts
     y: Floats  # (m,)
     moments: Floats  # (m, (d+1)² + d + 2): of (x, 1) with itself, with y, and y²
 
     @classmethod
-    def of(cls, x: Floats, y: Floats) -> _Rows:
+    def of(cls, place: Floats, y: Floats, columns: Columns) -> _Rows:
+        x = take(place, columns)
         design = np.column_stack([x, np.ones(len(y))])
         square = (design[:, :, None] * design[:, None, :]).reshape(len(y), -1)
-        return cls(x, y, np.column_stack([square, design * y[:, None], y**2]))
+        return cls(place, x, y, np.column_stack([square, design * y[:, None], y**2]))
 
 
 class _Lines(NamedTuple):
@@ -290,13 +299,13 @@ def _log_normal(lines: _Lines, rows: _Rows) -> Floats:
 
 
 def _by_direction(rng: np.random.Generator, rows: _Rows, k: int) -> Labels:
-    score = rows.x @ rng.standard_normal(rows.x.shape[1])
+    score = rows.place @ rng.standard_normal(rows.place.shape[1])
     cuts = np.sort(rng.uniform(0.1, 0.9, k - 1))
     return np.searchsorted(np.quantile(score, cuts), score)
 
 
 def _by_neighbour(rng: np.random.Generator, rows: _Rows, k: int) -> Labels:
-    points = np.column_stack([rows.x, rows.y])
+    points = np.column_stack([rows.place, rows.y])
     centres = points[rng.choice(len(points), k, replace=False)]
     return np.argmin(((points[:, None] - centres) ** 2).sum(axis=-1), axis=1)
 
@@ -311,15 +320,15 @@ def _by_lines(rng: np.random.Generator, rows: _Rows, k: int) -> Labels:
 
 @partial(jax.jit, static_argnums=0)
 def _with_likeliest_gates(
-    gate: Gate, key: Array, gate_x: Array, lines: _Lines, log_normal: Array
+    layout: Layout, key: Array, gate_x: Array, lines: _Lines, log_normal: Array
 ) -> MixingMeasure:
     """For each start the gate and the order of its experts under which some rows are likeliest.
 
     ``gate_x`` has shape ``(d, m)``, the lines' ``log_normal`` density ``(n, k, m)``.
     """
-    n, k, d = lines.slope.shape
+    (n, k), gate = lines.intercept.shape, layout.gate
     gate_key, order_key = jax.random.split(key)
-    draws = _draw_gates(gate_key, gate, k, d, n * _GATES)
+    draws = _draw_gates(gate_key, gate, k, layout.n_gate_covariates, n * _GATES)
     draws = GateParameters(*(block.reshape(n, _GATES, *block.shape[1:]) for block in draws))
     orders = jnp.argsort(jax.random.uniform(order_key, (n, _GATES, k)), axis=-1)
 
@@ -329,7 +338,7 @@ def _with_likeliest_gates(
     def start(drawn: GateParameters, order: Array, lines: _Lines, density: Array) -> MixingMeasure:
         best = jnp.argmax(jax.vmap(score, (0, 0, None))(drawn, order, density))
         experts = (jnp.asarray(block)[order[best]] for block in lines)
-        return MixingMeasure(*(block[best] for block in drawn), *experts)
+        return layout.measure(GateParameters(*(block[best] for block in drawn)), *experts)
 
     return jax.vmap(start)(draws, orders, lines, log_normal)
 

@@ -87,7 +87,7 @@ class Target(NamedTuple):
     def _coordinates_and_log_prior(self, u: Array) -> tuple[Array, Array]:
         theta, log_derivative = self._clip(u)
         measure = self.layout.unpack(theta)
-        density = self.prior.log_density(self.layout.gate, measure)
+        density = self.prior.log_density(self.layout.gate, measure, self.layout.selection)
         return theta, density + self.layout.log_jacobian(measure) + log_derivative
 
     def _temperature(self, theta: Array) -> Array:
@@ -163,8 +163,8 @@ def _interval(name: str, distribution: Any) -> tuple[float, float]:
 
 def _bounded_blocks(layout: Layout, prior: Prior) -> Iterator[_Block]:
     """The blocks of θ with bounds; log τ comes first, since the others' bounds depend on it."""
-    gate, k, d, g = layout.gate, layout.n_experts, layout.n_covariates, layout.n_gate
-    n_slopes = (k - 1) * d
+    gate, k, d, g = layout.gate, layout.n_experts, layout.n_expert_covariates, layout.n_gate
+    n_slopes = (k - 1) * layout.n_gate_covariates
     tempered = gate.intercept_per_temperature and not prior.intercept_per_temperature
     places = {
         "temperature": (slice(g - 1, g), False),

@@ -11,8 +11,9 @@ infinite  they do not: some direction that moves the parameter leaves the object
           as it is, to second order and to rounding
 NaN       the parameter rests on the variance floor: it is held there, not estimated;
           the errors of the others are conditional on it
-zero      the parameter is fixed by convention: the reference expert's gate, and the
-          temperature of a gate that has none
+zero      the parameter is fixed by convention: the reference expert's gate, the
+          temperature of a gate that has none, and slopes of covariates that the
+          model leaves out
 ========  ==========================================================================
 
 The standardisation counts as given, and so, under a gate whose density jumps, do the sets of
@@ -62,7 +63,7 @@ class StandardErrors:
     measure
         The standard error of each of the paper's parameters in its place, on the scale of the
         data: infinite where the parameter is not determined, NaN where its variance rests on the
-        floor, zero where it is fixed by convention.
+        floor, zero where it is fixed by convention, or belongs to a covariate left out.
     covariance
         Of the identifiable coordinates of standardised data (`Layout`), shape ``(p, p)``: the
         pseudo-inverse of the information, or the sandwich made with it, zero along
@@ -107,9 +108,10 @@ def standard_errors(
     covariates, response = check_observations(x, y)
     _check_fit(model, fit, covariates.shape[1])
     layout, n = model.layout(covariates.shape[1]), len(response)
+    layout.check("the fit", fit.measure)
     prior = None if np.isnan(fit.log_density) else model.prior
     scaling = Scaling.from_data(model.gate, covariates, response)
-    data = make_data(covariates, response, scaling)
+    data = make_data(covariates, response, scaling, layout.selection)
     local = jax.device_get(_local(layout, prior, data, scaling, fit.measure))
     held = _held(layout, fit)
     _check_stationary(local.mean, held, n)
@@ -253,10 +255,11 @@ def _scatter_of_scores(layout: Layout, data: Data, coordinates: Array) -> Array:
 
     def add(index: Array, total: Array) -> Array:
         def log_density(point: Array) -> Array:
-            measure = layout.unpack(point)
-            log_share = layout.gate.log_probabilities(measure.gate, data.gate_x[index])
-            means = measure.slope @ data.expert_x[index] + measure.intercept[:, None]
-            mixture = GaussianMixture(log_share.T, means.T, jnp.sqrt(measure.variance))
+            gate, slope, intercept, log_variance = layout.split(point)
+            parameters = layout.gate_parameters(gate)
+            log_share = layout.gate.log_probabilities(parameters, data.gate_x[index])
+            means = slope @ data.expert_x[index] + intercept[:, None]
+            mixture = GaussianMixture(log_share.T, means.T, jnp.sqrt(jnp.exp(log_variance)))
             return mixture.log_prob(data.y[index])
 
         scores = jax.jacfwd(log_density)(coordinates)

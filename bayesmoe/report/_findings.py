@@ -139,7 +139,7 @@ def _poor(name: str, analysis: Analysis, measure: MixingMeasure) -> Finding | No
     """Experts with fewer observations than a line and a variance have parameters."""
     x, y = (jnp.asarray(part.to_numpy()) for part in (analysis.table.x, analysis.table.y))
     owned = np.asarray(responsibilities(analysis.model.gate, measure, x, y)).sum(axis=0)
-    least = measure.n_covariates + 2
+    least = analysis.model.layout(measure.n_covariates).n_expert_covariates + 2
     poor = np.flatnonzero(owned < least)
     if not poor.size:
         return None

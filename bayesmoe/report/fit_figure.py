@@ -214,6 +214,9 @@ def _head(analysis: Analysis) -> list[Text]:
         ("points: data, coloured by expert; straight lines: experts at the MAP, faded where their "
          "gate probability is small", MUTED),
     ]  # fmt: skip
+    selected = analysis.model.selection.describe([_short(name, 20) for name in table.x.columns])
+    if selected:
+        lines.append((f"covariates: {selected}", MUTED))
     others = table.x.iloc[:, 1:]
     if others.shape[1]:
         lines.append((f"all curves are at the medians of {_medians(others)}", MUTED))

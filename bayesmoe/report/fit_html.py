@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from bayesmoe.core.selection import listed
 from bayesmoe.diagnostics.analysis import Analysis, estimates, mle_errors, posterior_summary
 from bayesmoe.diagnostics.checks import Verdict
 from bayesmoe.diagnostics.stored_fit import StoredFit, data_digest
@@ -91,9 +92,11 @@ def _listed(names: list[Any]) -> str:
 def _model_text(analysis: Analysis) -> str:
     model, n = analysis.model, size_text(len(analysis.table.y))
     experts = "1 expert" if model.n_experts == 1 else f"{model.n_experts} experts"
+    selected = model.selection.describe([str(name) for name in analysis.table.x.columns])
     return (
         f"{analysis.table.y.name} by {_listed(list(analysis.table.x.columns))}, n = {n}, with "
-        f"{experts} under the {model.gate.label} gate; prior: {model.prior_name}."
+        f"{experts} under the {model.gate.label} gate; {selected}{'; ' if selected else ''}"
+        f"prior: {model.prior_name}."
     )
 
 
@@ -172,6 +175,17 @@ def _start_rows(analysis: Analysis) -> list[Row]:
     return rows
 
 
+def _selected(stored: StoredFit) -> list[tuple[str, str]]:
+    """What gate and experts were asked to depend on, where that is not all covariates."""
+    names = [str(name) for name in stored.analysis.table.x.columns]
+    selection = stored.analysis.model.selection
+    columns = {
+        "Covariates of the gate": selection.gate,
+        "Covariates of the experts": selection.experts,
+    }
+    return [(key, listed(value, names)) for key, value in columns.items() if value is not None]
+
+
 def _settings(stored: StoredFit) -> list[tuple[str, str]]:
     request, tree = stored.request, stored.analysis.posterior
     sizes = tree["posterior"].sizes
@@ -179,6 +193,7 @@ def _settings(stored: StoredFit) -> list[tuple[str, str]]:
         ("Data", request.data),
         ("Response", request.response),
         ("Covariates", ", ".join(map(str, stored.analysis.table.x.columns))),
+        *_selected(stored),
         ("Rows", size_text(len(stored.analysis.table.y))),
         ("Gate", stored.analysis.model.gate.label),
         ("Experts", str(request.n_experts)),

@@ -105,9 +105,10 @@ def temperature_density(model: MoE, posterior: DataTree, temperatures: ArrayLike
 
     Given η = (β1, β0)/τ the likelihood does not contain τ, so that its posterior is
 
-    p(τ | η) ∝ p(τ) p(β1 = τη1) p(β0 = τη0) τ^((k-1)(d+1)).
+    p(τ | η) ∝ p(τ) p(β1 = τη1) p(β0 = τη0) τ^((k-1)(d+1)),
 
-    This is averaged over the draws of η, which gives the marginal density at every n.
+    d being the number of the gate's covariates. This is averaged over the draws of η, which gives
+    the marginal density at every n.
 
     Parameters
     ----------
@@ -149,14 +150,15 @@ def _log_density_on_ray(
     model: MoE, scaling: Scaling, draws: MixingMeasure, temperatures: Array
 ) -> Array:
     """log p(τ | η) but for a constant, a row per draw."""
-    free = (draws.n_experts - 1) * (draws.n_covariates + 1)
+    layout = model.layout(draws.n_covariates)
+    free = layout.n_gate - 1  # but for τ
 
     def one(draw: MixingMeasure, tau: Array) -> Array:
         c = tau / draw.temperature
         moved = draw.replace(
             gate_slope=c * draw.gate_slope, gate_intercept=c * draw.gate_intercept, temperature=tau
         )
-        prior = model.prior.log_density(model.gate, scaling.standardise(moved))
+        prior = model.prior.log_density(model.gate, scaling.standardise(moved), layout.selection)
         return prior + free * jnp.log(tau)
 
     along = jax.vmap(one, in_axes=(None, 0))

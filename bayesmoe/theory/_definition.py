@@ -140,6 +140,5 @@ def _costliest(cells: np.ndarray, n_counted: int) -> np.ndarray:
     """The largest sum of ``n_counted`` on the last axis."""
     if n_counted == cells.shape[-1]:
         return np.sum(cells, axis=-1)
-    subsets = itertools.combinations(range(cells.shape[-1]), n_counted)
-    sums = (sum(cells[..., j] for j in subset) for subset in subsets)
-    return functools.reduce(np.maximum, sums)
+    subsets = itertools.combinations(np.moveaxis(cells, -1, 0), n_counted)
+    return functools.reduce(np.maximum, (functools.reduce(np.add, subset) for subset in subsets))

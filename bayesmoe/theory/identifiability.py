@@ -150,9 +150,10 @@ def identify(
     Raises
     ------
     ValueError
-        If the model has fewer experts than the truth, ``split`` is no true expert, or the model
-        cannot express the truth with that expert split.
+        If the model has fewer experts than the truth or leaves out covariates, ``split`` is no true
+        expert, or the model cannot express the truth with that expert split.
     """
+    model.check_all_covariates("identify", truth.measure.n_covariates)
     measure = split_expert(truth.measure, model.n_experts, split)
     _check_same_density(model.gate, measure, truth)
     parameters = Parameters.of(model.gate, measure, free_reference=free_reference)
@@ -195,7 +196,8 @@ def expected_information(
     Raises
     ------
     ValueError
-        If x is not finite, or the numbers of covariates or experts do not agree.
+        If x is not finite, the numbers of covariates or experts do not agree, or the model leaves
+        out covariates.
     """
     covariates = check_covariates(x)
     _check_shapes(model, measure, covariates.shape[1])
@@ -220,7 +222,8 @@ def observed_information(
     Raises
     ------
     ValueError
-        If the data are not valid, or the numbers of covariates or experts do not agree.
+        If the data are not valid, the numbers of covariates or experts do not agree, or the model
+        leaves out covariates.
     """
     _check_shapes(model, measure, check_covariates(x).shape[1])
     return _fisher.observed_information(model.gate, measure, x, y)
@@ -265,6 +268,7 @@ def split_expert(measure: MixingMeasure, n_experts: int, split: int | None = Non
 
 
 def _check_shapes(model: MoE, measure: MixingMeasure, n_covariates: int) -> None:
+    model.check_all_covariates("the information", n_covariates)
     if measure.batch_shape:
         raise ValueError(
             f"information is that of a single measure, got batch shape {measure.batch_shape}; "
