@@ -26,6 +26,7 @@ from bayesmoe.diagnostics.analysis import Analysis, mle_errors
 from bayesmoe.diagnostics.checks import Check, Checks, Verdict
 from bayesmoe.diagnostics.stored_fit import StoredFit
 from bayesmoe.inference.outcome import Status
+from bayesmoe.inference.point import Fit
 from bayesmoe.report._findings import _CHECKS, Finding, find_optima, find_troubles
 from bayesmoe.report.fit_figure import fit_figure
 from bayesmoe.report.fit_html import render_fit
@@ -34,6 +35,21 @@ from bayesmoe.report.fit_html import render_fit
 @pytest.fixture(scope="module")
 def stored() -> StoredFit:
     return hostile()
+
+
+@pytest.fixture(scope="module")
+def sound() -> Analysis:
+    """An analysis without trouble, whose MLE is a true maximum: not to be changed in place."""
+    return make_analysis(fitted())
+
+
+@pytest.fixture(scope="module")
+def hostile_page(stored: StoredFit) -> str:
+    return render_fit(stored, fit_figure(stored.analysis))
+
+
+def with_mle(analysis: Analysis, mle: Fit) -> Analysis:
+    return analysis._replace(mle=mle, mle_measure=mle.measure)
 
 
 class Seen(HTMLParser):
@@ -58,8 +74,10 @@ class Seen(HTMLParser):
 # --- the page
 
 
-def test_what_comes_from_the_user_is_shown_and_not_run(stored: StoredFit) -> None:
-    page = render_fit(stored, Figure())
+def test_what_comes_from_the_user_is_shown_and_not_run(
+    stored: StoredFit, hostile_page: str
+) -> None:
+    page = hostile_page
     seen = Seen(page)
     assert seen.tags.count("script") == 1, "the page's own"
     assert seen.tags.count("img") == 1, "the figure"
@@ -73,14 +91,14 @@ def test_what_comes_from_the_user_is_shown_and_not_run(stored: StoredFit) -> Non
     assert words[words.index("--covariate") + 1] == HOSTILE
 
 
-def test_the_page_needs_nothing_else(stored: StoredFit) -> None:
-    seen = Seen(render_fit(stored, fit_figure(stored.analysis)))
+def test_the_page_needs_nothing_else(hostile_page: str) -> None:
+    seen = Seen(hostile_page)
     assert len(seen.references) == 1
     assert all(reference.startswith("data:image/svg+xml;base64,") for reference in seen.references)
 
 
-def test_the_table_has_the_estimates(stored: StoredFit) -> None:
-    page = Seen(render_fit(stored, Figure())).text
+def test_the_table_has_the_estimates(stored: StoredFit, hostile_page: str) -> None:
+    page = Seen(hostile_page).text
     x, y = simulate()
     mle = stored.analysis.mle
     errors = bm.standard_errors(stored.analysis.model, mle, x, y)
@@ -92,8 +110,8 @@ def test_the_table_has_the_estimates(stored: StoredFit) -> None:
     np.testing.assert_allclose(values, expected, rtol=0.06)
 
 
-def test_errors_follow_the_names_of_the_experts() -> None:
-    analysis = make_analysis(fitted())
+def test_errors_follow_the_names_of_the_experts(sound: Analysis) -> None:
+    analysis = sound
     swapped = bm.align(
         analysis.mle.measure,
         analysis.model.gate,
@@ -107,9 +125,9 @@ def test_errors_follow_the_names_of_the_experts() -> None:
     assert errors["slope[0, u]"] != pytest.approx(errors["slope[1, u]"], rel=1e-3)
 
 
-def test_a_separated_mle_has_no_errors_and_says_why() -> None:
+def test_a_separated_mle_has_no_errors_and_says_why(sound: Analysis) -> None:
     mle = point([-5.0, -5.0], [Status.SEPARATED] * 2, map_=False)
-    analysis = make_analysis(mle)
+    analysis = with_mle(sound, mle)
     assert mle_errors(analysis).isna().all()
     page = Seen(render_fit(StoredFit(make_request(), analysis), Figure())).text
     assert "The MLE has no standard errors (separated: no finite maximum)" in page
@@ -127,8 +145,8 @@ def test_a_separated_mle_has_no_errors_and_says_why() -> None:
         (Verdict.FAILED, "The posterior must not be used as it is"),
     ],
 )
-def test_the_verdict_comes_first(verdict: Verdict, words: str) -> None:
-    analysis = make_analysis(fitted(), checks=passed(energy=(verdict, 0.1, "poor")))
+def test_the_verdict_comes_first(sound: Analysis, verdict: Verdict, words: str) -> None:
+    analysis = sound._replace(checks=passed(energy=(verdict, 0.1, "poor")))
     page = Seen(render_fit(StoredFit(make_request(), analysis), Figure())).text
     assert words in page
     assert ("No trouble was found." in page) == (verdict is Verdict.PASSED)
@@ -155,13 +173,13 @@ def test_a_sound_fit_has_no_trouble() -> None:
     ],
 )
 def test_optima_are_told_apart(
-    heights: list[float], reached: int, below: tuple[float, ...]
+    sound: Analysis, heights: list[float], reached: int, below: tuple[float, ...]
 ) -> None:
     fit = point(heights, [Status.CONVERGED] * len(heights), map_=True)
     found = find_optima(fit)
     assert (found.reached, found.total) == (reached, len(heights))
     assert found.below == pytest.approx(below)
-    assert ("Several optima (MAP)" in subjects(make_analysis(map_=fit))) == bool(below)
+    assert ("Several optima (MAP)" in subjects(sound._replace(map=fit))) == bool(below)
 
 
 def test_a_start_that_stopped_is_no_optimum() -> None:
@@ -170,9 +188,9 @@ def test_a_start_that_stopped_is_no_optimum() -> None:
     assert find_optima(fit) == (2, 3, ())
 
 
-def test_an_optimum_found_once_is_doubted() -> None:
+def test_an_optimum_found_once_is_doubted(sound: Analysis) -> None:
     fit = point([-5.0, -15.0, -15.0], [Status.CONVERGED] * 3, map_=False)
-    assert subjects(make_analysis(fit)) == ["Hard to find (MLE)"]
+    assert subjects(with_mle(sound, fit)) == ["Hard to find (MLE)"]
 
 
 @pytest.mark.parametrize(
@@ -184,22 +202,24 @@ def test_an_optimum_found_once_is_doubted() -> None:
         (Status.AT_VARIANCE_FLOOR, "Variance at its floor", False),
     ],
 )
-def test_the_status_of_a_fit_is_told(status: Status, subject: str, grave: bool) -> None:
+def test_the_status_of_a_fit_is_told(
+    sound: Analysis, status: Status, subject: str, grave: bool
+) -> None:
     fit = point([-5.0, -5.0], [status] * 2, map_=False)
-    (trouble,) = find_troubles(make_analysis(fit))
+    (trouble,) = find_troubles(with_mle(sound, fit))
     assert (trouble.subject, trouble.grave) == (subject, grave)
     if status is Status.AT_VARIANCE_FLOOR:
         assert "variance of expert 0 rests" in trouble.text
 
 
-def test_an_expert_with_few_observations_is_named() -> None:
+def test_an_expert_with_few_observations_is_named(sound: Analysis) -> None:
     x, y = simulate()
     far = CENTRE.replace(gate_slope=[[0.0], [0.0]], gate_intercept=[-9.0, 0.0])
     other = np.exp(-9.0 - (y - 0.1 - x[:, 0]) ** 2 / 2 / 0.04) / 0.2
     joint = np.exp(-((y - 2.0 + x[:, 0]) ** 2) / 2 / 9.0) / 3.0
     spread = far.replace(variance=[0.04, 9.0])
     fit = point([-9.0, -9.0], [Status.CONVERGED] * 2, spread, map_=True)
-    found = {t.subject: t.text for t in find_troubles(make_analysis(map_=fit))}
+    found = {t.subject: t.text for t in find_troubles(sound._replace(map=fit))}
     owned = np.sum(other / (joint + other))
     assert owned < 3
     text = found["Expert with few observations (MAP)"]
@@ -207,14 +227,14 @@ def test_an_expert_with_few_observations_is_named() -> None:
     assert "have 3 parameters" in text
 
 
-def test_every_check_has_advice_and_the_grave_come_first() -> None:
+def test_every_check_has_advice_and_the_grave_come_first(sound: Analysis) -> None:
     checks = Checks(
         tuple(
             Check(name, Verdict.FAILED if i % 2 else Verdict.DOUBTFUL, 1.0, f"{name} is bad")
             for i, name in enumerate(_CHECKS)
         )
     )
-    troubles = find_troubles(make_analysis(checks=checks))
+    troubles = find_troubles(sound._replace(checks=checks))
     assert len(troubles) == len(_CHECKS)
     assert [t.grave for t in troubles] == sorted((t.grave for t in troubles), reverse=True)
     assert all(isinstance(t, Finding) and t.advice.endswith(".") for t in troubles)

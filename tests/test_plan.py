@@ -50,7 +50,10 @@ def toml(**changes: Any) -> str:
         ({"sizes": [10, 100]}, ["sizes = 10", "parameters", "larger sizes or fewer experts"]),
         ({"replicates": 0}, ["replicates = 0"]),
         ({"replicates": True}, ["replicates = True"]),
-        ({"estimators": ["mle", "em"]}, ["estimators.1 = 'em'", "'mle', 'map' or 'posterior'"]),
+        (
+            {"estimators": ["mle", "vb"]},
+            ["estimators.1 = 'vb'", "'em', 'mle', 'map' or 'posterior'"],
+        ),
         ({"priors": ["flat"]}, ["priors", "'flat'", "improper", "remove"]),
         ({"starts": "truth"}, ["starts = 'truth'", "'agnostic' or 'near_truth'"]),
         ({"starts": "near_truth", "n_experts": [1]}, ["n_experts = 1", "near_truth", "agnostic"]),
@@ -152,6 +155,19 @@ def test_the_quick_plan_covers_what_it_must() -> None:
     assert plan.sizes[-1] / plan.sizes[0] >= 10**1.5
     assert plan.replicates >= 6
     assert set(plan.estimators) == {"mle", "map", "posterior"}
+
+
+def test_the_lineage_plan_has_the_published_em_beside_the_mle() -> None:
+    plan = load_plan("lineage")
+    assert (len(plan.sizes), plan.sizes[0], plan.sizes[-1]) == (200, 10_000, 100_000)
+    assert plan.replicates == 40
+    assert plan.starts == "near_truth"
+    assert plan.estimators == ["em", "mle"]
+    assert (plan.n_experts, [gate.name for gate in plan.gates]) == ([3], ["softmax"])
+
+
+def test_em_is_in_no_plan_that_does_not_name_it() -> None:
+    assert make().estimators == ["mle", "map", "posterior"]
 
 
 def test_a_file_is_read(tmp_path: Path) -> None:

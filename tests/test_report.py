@@ -46,6 +46,7 @@ from bayesmoe.report.style import (
 )
 from bayesmoe.study.cell import LOSSES, Arrays
 from bayesmoe.study.dataset import load_results
+from bayesmoe.study.early_em import used
 from bayesmoe.study.layout import Layout
 from bayesmoe.study.plan import Cell, Plan
 from bayesmoe.study.results import count_statuses, measure_local_slopes, measure_slopes, settings
@@ -58,7 +59,7 @@ TANH = "activation_dense_to_sparse(activation=tanh)"
 GATES = [SOFTMAX, DENSE, {"name": "activation_dense_to_sparse", "activation": "tanh"}]
 SIZES = [300, 1000, 3000, 10_000, 30_000]
 ESTIMATORS = ("mle", "map", "posterior")
-LEVELS = {"mle": 1.0, "map": 1.02, "posterior": 2.4}
+LEVELS = {"em": 1.5, "mle": 1.0, "map": 1.02, "posterior": 2.4}
 
 
 @dataclasses.dataclass
@@ -167,6 +168,31 @@ def several() -> Study:
             n_experts=[2], sizes=SIZES[:3], replicates=4,
         )
     )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def several_figures(several: Study) -> dict[str, Figure]:
+    return report.study_figures(several.results, several.slopes)
+
+
+@pytest.fixture(scope="module")
+def early() -> Study:
+    """EM beside MLE, MAP and posterior; most EM fits are no maximum."""
+    plan = make_plan(
+        gates=GATES[:2], estimators=["em", *ESTIMATORS], sizes=SIZES[:3], replicates=6
+    )  # fmt: skip
+    results = make_results(plan)
+    ended = results["status"].sel(estimator="em").to_numpy()
+    ended[results["converged"].sel(estimator="em").to_numpy()] = "stopped_early"
+    ended[..., 1, :] = "max_iterations"
+    ended[..., 2, :] = "converged"
+    results["status"].loc[{"estimator": "em"}] = ended
+    results["converged"].loc[{"estimator": "em"}] = ended == "converged"
+    heights = np.zeros(results["log_likelihood"].shape)
+    heights[..., 0] = -np.arange(1.0, 7.0)[:, None]  # the gap of replicate r is r + 1
+    results["log_likelihood"][:] = heights
+    results["n_iterations"].loc[{"estimator": "em"}] = 40.0
+    return Study(plan, results, measure_slopes(plan, results), count_statuses(results))
 
 
 @pytest.fixture(scope="module")
@@ -406,7 +432,8 @@ def test_over_specified_blocks_draw_shared_and_single_cells(figures: dict[str, F
 def test_a_bad_fit_with_a_shared_cell_does_not_turn_an_exact_panel(study: Study) -> None:
     results = study.results.copy(deep=True)
     results["block_error"].loc[{"n_experts": 2, "cell": "shared", "replicate": 3}] = 7.0
-    figure = report.study_figures(results, study.slopes)["blocks_k2"]
+    (one,) = settings(results)
+    figure = report.blocks(one, study.slopes, [2])
     labels = {a.get_label() for a in figure.axes[0].get_lines()}
     assert "mle single" in labels
     assert not any(str(label).endswith("shared") for label in labels)
@@ -488,8 +515,10 @@ def test_estimators_that_were_not_run_are_not_mentioned(
     assert table.startswith("Seconds, " + ("MLE / MAP<" if "mle" in estimators else "posterior<"))
 
 
-def test_several_settings_have_their_own_figures_and_answers(several: Study) -> None:
-    drawn = report.study_figures(several.results, several.slopes)
+def test_several_settings_have_their_own_figures_and_answers(
+    several: Study, several_figures: dict[str, Figure]
+) -> None:
+    drawn = several_figures
     pairs = [(s, p) for s in ("lambda", "weak") for p in ("weak", "compact")]
     kinds = ["contraction", "blocks_k2", "local_slopes", "temperature_sd"]
     assert list(drawn) == [f"{s}_{p}_{kind}" for s, p in pairs for kind in kinds]
@@ -505,8 +534,10 @@ def test_several_settings_have_their_own_figures_and_answers(several: Study) -> 
     assert page.count('<td data-value="') == 2 * rows, "one MLE serves both priors"
 
 
-def test_figures_of_a_setting_show_its_own_slopes(several: Study) -> None:
-    drawn = report.study_figures(several.results, several.slopes)
+def test_figures_of_a_setting_show_its_own_slopes(
+    several: Study, several_figures: dict[str, Figure]
+) -> None:
+    drawn = several_figures
     for study in settings(several.results):
         scenario, prior = study.attrs["scenario"], study.attrs["prior"]
         table = several.slopes
@@ -550,7 +581,9 @@ def test_rates_that_are_not_known_are_said_to_be_so(k: int, title: str) -> None:
     assert "without a verdict" in page
 
 
-def test_local_slopes_are_those_of_neighbouring_sizes(study: Study) -> None:
+def test_local_slopes_are_those_of_neighbouring_sizes(
+    study: Study, figures: dict[str, Figure]
+) -> None:
     table = measure_local_slopes(study.plan, study.results)
     where = {"gate": DENSE, "n_experts": 3, "estimator": "map"}
     one = study.one.sel(where)
@@ -561,8 +594,7 @@ def test_local_slopes_are_those_of_neighbouring_sizes(study: Study) -> None:
     np.testing.assert_allclose(found["slope"], expected, rtol=1e-9)
     np.testing.assert_allclose(found["n"], np.sqrt(np.multiply(SIZES[1:], SIZES[:-1])))
     assert (found["low"] <= found["slope"]).all()
-    drawn = report.study_figures(study.results, study.slopes)["local_slopes"]
-    panel = drawn.axes[len(GATES) + GATES.index(DENSE)]
+    panel = figures["local_slopes"].axes[len(GATES) + GATES.index(DENSE)]
     lines = [line for line in panel.get_lines() if line.get_label() == "map"]
     normalised = rows[rows["quantity"] == "normalised_loss"]
     np.testing.assert_allclose(lines[0].get_ydata(), normalised["slope"])
@@ -609,6 +641,60 @@ def test_incomplete_studies_are_drawn(study: Study, kind: str) -> None:
         assert "no slope for MLE, MAP and posterior" in page
     if kind == "two replicates":
         assert "no interval for " in page
+
+
+# --- EM that stops early
+
+
+def test_em_stands_beside_the_others_with_the_fits_that_its_rule_ended(early: Study) -> None:
+    drawn = report.study_figures(early.results, early.slopes)
+    cell = early.one.sel(gate=SOFTMAX, n_experts=3, estimator="em")
+    by_rule = cell["status"].isin(["stopped_early", "max_iterations", "converged"])
+    assert 0 < int((~by_rule).sum()) < int(by_rule.sum())
+    panel = drawn["contraction"].axes[2]
+    artist = line(panel, "em normalised_loss")
+    np.testing.assert_allclose(
+        artist.get_ydata(), converged_medians(cell["normalised_loss"], by_rule)
+    )
+    colours = {line(panel, f"{e} normalised_loss").get_color() for e in ("em", *ESTIMATORS)}
+    assert len(colours) == 4
+    keys = [t.get_text() for t in drawn["contraction"].legends[0].get_texts()]
+    assert keys[:3] == ["EM", "MLE", "MAP"]
+    row = early.slopes[(early.slopes["estimator"] == "em") & (early.slopes["quantity"] == "loss")]
+    assert row["n_used"].tolist() == [
+        int(used(early.one.sel(gate=g, n_experts=k, estimator="em")).sum())
+        for g in (SOFTMAX, DENSE) for k in (2, 3)
+    ]  # fmt: skip
+    for figure in drawn.values():
+        assert_texts_are_apart(figure)
+
+
+def test_the_report_says_where_em_stopped(early: Study) -> None:
+    page = render_study(early.results, early.slopes, early.counts, {})
+    status = early.results["status"].sel(estimator="em").to_numpy()
+    rule, limit = (int((status == end).sum()) for end in ("stopped_early", "max_iterations"))
+    assert f"{rule + limit} of {status.size} fits by EM are no maximum: {rule} ended by" in page
+    assert f"and {limit} by its limit of 2000 steps" in page
+    others = early.results["converged"].sel(estimator=list(ESTIMATORS))
+    left = int((~others).sum()) + int(np.isin(status, ["separated"]).sum())
+    total = others.size + int(np.isin(status, ["separated", "converged"]).sum())
+    assert f"{left} of {size_text(total)} fits did not converge: " in page
+    outline = Outline(page)
+    assert outline.open == []
+    assert "Where EM stopped" in page
+    answer = headline(early.one, early.slopes)[0]
+    assert "EM n^" in answer.finding
+    assert answer.finding.endswith(
+        "EM: 15 of 18 fits stopped short of a maximum, after a median of 40 steps at n = 300 and "
+        "40 at n = 3\u2009000; median gap in log-likelihood to the MLE of "
+        "the same data 3.50 at n = 300, 3.50 at n = 3\u2009000, at most 6.00."
+    )
+
+
+def test_a_study_without_em_does_not_speak_of_it(study: Study, page: str) -> None:
+    words = re.sub(r"base64,[^\"]*", "", page)
+    assert re.search(r"\bEM\b", words) is None
+    assert "EM" not in " ".join(answer.finding for answer in headline(study.one, study.slopes))
 
 
 # --- names and files

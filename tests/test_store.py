@@ -92,6 +92,15 @@ def test_xarray_alone_reads_every_value_under_its_coordinates(wide: Path) -> Non
                     ), "what a model lacks is NaN"
 
 
+def test_the_results_are_those_that_xarray_alone_reads(wide: Path) -> None:
+    results = load_results(Stored(wide), WIDE)
+    with xr.open_zarr(wide / "results.zarr", chunks=None) as alone:
+        xr.testing.assert_equal(results, alone.load())
+        assert list(results.data_vars) == list(alone.data_vars)
+        assert results.attrs == alone.attrs
+        assert results["seconds"].attrs == alone["seconds"].attrs == {"units": "s"}
+
+
 def test_attributes_and_theory_are_there(wide: Path) -> None:
     with xr.open_zarr(wide / "results.zarr", chunks=None) as results:
         assert Plan.model_validate(WIDE) == Stored(wide).plan
@@ -295,7 +304,7 @@ def test_damaged_coordinates_are_written_anew(directory: Path) -> None:
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"attributes": {"format": "1"}}'])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"attributes": {"format": "2"}}'])
 def test_a_root_that_is_not_ours_is_refused(directory: Path, content: bytes) -> None:
     (directory / "results.zarr" / "zarr.json").write_bytes(content)
     before = snapshot(directory)

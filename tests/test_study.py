@@ -91,6 +91,12 @@ def test_point_estimates_are_those_of_the_public_functions(outputs: Outputs) -> 
     )
     assert found["status"] == mle.status.name.lower()
     np.testing.assert_array_equal(found["start_objective"][:4], mle.starts.objective)
+    assert (
+        found["n_iterations"].item()
+        in mle.starts.n_iterations[mle.starts.objective >= mle.log_likelihood - 1e-9]
+    )
+    assert outputs.results["n_iterations"].sel(estimator="posterior").isnull().all()
+    assert (outputs.results["n_iterations"].sel(estimator="map") >= 0).all()
     assert np.isnan(found["start_objective"][4])
 
 

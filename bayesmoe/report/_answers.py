@@ -10,7 +10,8 @@ import pandas as pd
 import xarray as xr
 
 from bayesmoe.report import _study
-from bayesmoe.report.style import ESTIMATOR_LABELS, estimate, number
+from bayesmoe.report.style import ESTIMATOR_LABELS, estimate, number, size_text
+from bayesmoe.study.early_em import measure_gaps
 
 #: slopes between -NEGLIGIBLE and NEGLIGIBLE count as flat
 NEGLIGIBLE = 0.1
@@ -39,24 +40,54 @@ def headline(study: xr.Dataset, slopes: pd.DataFrame) -> list[Answer]:
     slopes
         Measured slopes, from `bayesmoe.study.results.measure_slopes`.
     """
-    slopes = _study.own(slopes, study)
+    slopes, gaps = _study.own(slopes, study), _gaps(study)
     return [
-        _answer(study.sel(gate=gate, n_experts=k), slopes)
+        _answer(study.sel(gate=gate, n_experts=k), slopes, gaps)
         for gate in _study.gates(study)
         for k in _study.fitted(study)
     ]
 
 
-def _answer(cell: xr.Dataset, slopes: pd.DataFrame) -> Answer:
+def _answer(cell: xr.Dataset, slopes: pd.DataFrame, gaps: pd.DataFrame | None) -> Answer:
     own = _study.rows(slopes, gate=str(cell["gate"].item()), n_experts=int(cell["n_experts"]))
     label = str(cell["gate_label"].item())
     findings = [
         _finding("Loss", own, "normalised_loss"),
         _finding("Loss modulo the ray", own, "normalised_identified_loss"),
         _finding("Sd of τ", own, "temperature_sd"),
+        _stopped(cell, gaps),
     ]
     subject = f"{label[:1].upper()}{label[1:]}, {_study.setting_of(cell)}"
     return Answer(subject, " ".join(finding for finding in findings if finding))
+
+
+def _gaps(study: xr.Dataset) -> pd.DataFrame | None:
+    """How far EM stopped below the MLE; None without EM."""
+    if "em" not in _study.estimators(study):
+        return None
+    return measure_gaps(study.expand_dims(scenario=[study.attrs["scenario"]], prior=[""]))
+
+
+def _stopped(cell: xr.Dataset, gaps: pd.DataFrame | None) -> str:
+    """How many EM fits stopped short of a maximum, after how many steps, and how far below it."""
+    if gaps is None:
+        return ""
+    own = _study.rows(gaps, gate=str(cell["gate"].item()), n_experts=int(cell["n_experts"]))
+    first, last = own.iloc[0], own.iloc[-1]
+    found = (
+        f"EM: {own['short'].sum()} of {own['fits'].sum()} fits stopped short of a maximum, after a "
+        f"median of {number(first['steps'], 0)} steps at n = {size_text(first['n'])} and "
+        f"{number(last['steps'], 0)} at n = {size_text(last['n'])}"
+    )
+    if own["pairs"].sum():
+        found += (
+            f"; median gap in log-likelihood to the MLE of the same data {number(first['gap'])} "
+            f"at n = {size_text(first['n'])}, {number(last['gap'])} at n = {size_text(last['n'])}, "
+            f"at most {number(own['gap_max'].max())}"
+        )
+    if own["above"].sum():
+        found += f"; above the MLE in {own['above'].sum()} of {own['pairs'].sum()} data sets"
+    return f"{found}."
 
 
 def _finding(title: str, slopes: pd.DataFrame, quantity: str) -> str:

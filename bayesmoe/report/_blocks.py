@@ -38,6 +38,7 @@ from bayesmoe.report.style import (
 
 _WIDTH, _HEIGHT, _PITCH, _LEFT, _TOP = 1.42, 1.12, 1.93, 1.02, 0.72  # inches
 _POSITIONS = {"mle": (0.0, "left"), "map": (0.5, "center"), "posterior": (1.0, "right")}
+_EDGE = 0.12  # half the width of a number as a share of a panel's
 
 
 def blocks(
@@ -154,13 +155,21 @@ def _strip(panel: Panel, cell: xr.Dataset, slopes: pd.DataFrame, block: str, rat
     where = str(cell["gate"].item()), int(cell["n_experts"])
     for estimator in _study.estimators(cell):
         row = _study.slope(slopes, *where, estimator, block, _main(cell))
-        at, align = _POSITIONS[estimator]
+        at, align = _position(estimator, _study.estimators(cell))
         value = np.nan if row is None else float(row["slope"])
         panel.above(at, 0, number(value), ESTIMATOR_COLOURS[estimator], align)
     panel.above(0, 1, rate, MUTED, "left", 10 if "$" in rate else 8)
     row = _study.slope(slopes, *where, "posterior", "temperature_sd")
     if block == "temperature" and row is not None:
         panel.above(1, 1, f"sd {number(row['slope'])}", SPREAD_COLOUR, "right")
+
+
+def _position(estimator: str, names: Sequence[str]) -> tuple[float, str]:
+    """Where an estimator's slope stands above a panel: beside EM there is room for four."""
+    if "em" not in names:
+        return _POSITIONS[estimator]
+    step = (1 - 2 * _EDGE) / max(len(names) - 1, 1)
+    return _EDGE + names.index(estimator) * step, "center"
 
 
 def _legend(figure: Figure, study: xr.Dataset, fitted: Sequence[int]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from bayesmoe.report import _study
 from bayesmoe.report._layout import (
@@ -21,6 +22,7 @@ from bayesmoe.report._layout import (
     key,
     legend,
     new_figure,
+    surplus_height,
     text_at,
 )
 from bayesmoe.report._panel import DODGE, NO_FIT, Panel, finish_row
@@ -71,13 +73,16 @@ def contraction(
     pitch = head + _HEIGHT + 0.28
     with style():
         right = _LEFT + columns * (_WIDTH + _GAP) - _GAP
-        figure = new_figure(max(5.0, right + 0.1), len(rows) * pitch + 0.74)
+        width, keys = max(5.0, right + 0.1), _keys(study)
+        ncols = len(keys) if width > 8.5 else 3
+        foot = 0.6 + surplus_height(keys, ncols, 2)
+        figure = new_figure(width, len(rows) * pitch + foot + 0.14)
         for row, (k, gates) in enumerate(rows):
             title = _study.setting_of(study.sel(gate=gates[0], n_experts=k))
             text_at(figure, 0.08, row * pitch + 0.16, title, weight="bold", size=9.5)
             _row(figure, row * pitch + head, study, slopes, gates, k, variable)
-        _legend(figure, study)
-        middle, bottom = (_LEFT + right) / 2, figure.get_figheight() - 0.6
+        legend(figure, keys, ncols)
+        middle, bottom = (_LEFT + right) / 2, figure.get_figheight() - foot
         text_at(figure, middle, bottom, "sample size n", ha="center", va="center", size=9)
     return figure
 
@@ -153,11 +158,10 @@ def _flat(cell: xr.Dataset) -> bool:
     return _study.expected(cell, "loss")[0] == 0 and _study.expected(cell, "identified_loss")[0] < 0
 
 
-def _legend(figure: Figure, study: xr.Dataset) -> None:
+def _keys(study: xr.Dataset) -> list[Line2D]:
     level = percent(float(study.attrs["level"]))
     keys = estimator_keys(_study.estimators(study), f"posterior {level} radius")
     cells = itertools.product(_study.gates(study), _study.fitted(study))
     if any(_flat(study.sel(gate=gate, n_experts=k)) for gate, k in cells):
         keys.append(key("modulo the ray", MUTED, dashes=DASHES))
-    keys += [expected_key(), hollow_key()]
-    legend(figure, keys, len(keys) if figure.get_figwidth() > 8.5 else 3)
+    return [*keys, expected_key(), hollow_key()]

@@ -19,6 +19,7 @@ from bayesmoe.report.style import (
 )
 
 LINE = 11.5 / 72  # height of a line of annotation, inches
+_LEGEND_ROW = 0.2  # inches
 DASHES = (3.2, 1.8)  # modulo the ray
 DOTS = (4.5, 1.4, 1.2, 1.4)  # posterior standard deviation
 
@@ -65,6 +66,11 @@ def hollow_key() -> Line2D:
     """The entry for hollow points."""
     look = {"marker": "o", "mfc": "white", "mec": MUTED, "ls": "none", "ms": 3.8}
     return key("some fits left out", MUTED, **look)
+
+
+def surplus_height(keys: Sequence[Line2D], columns: int, rows: int) -> float:
+    """Inches that a legend needs beyond so many rows."""
+    return max(0, -(-len(keys) // columns) - rows) * _LEGEND_ROW
 
 
 def legend(figure: Figure, keys: Sequence[Line2D], columns: int) -> None:

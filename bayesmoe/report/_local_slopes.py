@@ -17,6 +17,7 @@ from bayesmoe.report._layout import (
     expected_key,
     legend,
     new_figure,
+    surplus_height,
     text_at,
 )
 from bayesmoe.report._panel import DODGE, NO_FIT
@@ -33,6 +34,7 @@ from bayesmoe.report.style import (
 
 _WIDTH, _HEIGHT, _GAP, _LEFT, _HEAD = 2.02, 1.5, 0.22, 0.72, 0.72  # inches
 _COLUMNS = 4  # panels in a row
+_WIDE = 6.0  # inches, from which on all estimators stand in one row of the legend
 _LOWEST, _HIGHEST = -1.6, 0.9  # of the axis: wider intervals run out of the panel
 _STEP = 0.03  # sideways between estimators, in log10 units per decade of the axis
 
@@ -63,7 +65,11 @@ def local_slopes(
     columns, pitch = max(map(len, groups)), _HEAD + _HEIGHT
     with style():
         width = max(5.0, _LEFT + columns * (_WIDTH + _GAP))
-        figure = new_figure(width, len(rows) * pitch + 0.95)
+        level = percent(float(study.attrs["level"]))
+        names = _study.estimators(study)
+        keys = [*estimator_keys(names, f"posterior {level} radius"), expected_key()]
+        ncols = len(keys) if len(names) < 4 or width > _WIDE else 3
+        figure = new_figure(width, len(rows) * pitch + 0.95 + surplus_height(keys, ncols, 2))
         for row, (k, gates) in enumerate(rows):
             title = _study.setting_of(study.sel(gate=gates[0], n_experts=k))
             text_at(figure, 0.08, row * pitch + 0.16, title, weight="bold", size=9.5)
@@ -73,9 +79,7 @@ def local_slopes(
                 cell = study.sel(gate=gate, n_experts=k)
                 _panel(ax, cell, _study.rows(table, gate=gate, n_experts=k), markers[gate])
                 _finish(ax, cell, first=column == 0, last=row == len(rows) - 1)
-        level = percent(float(study.attrs["level"]))
-        keys = estimator_keys(_study.estimators(study), f"posterior {level} radius")
-        legend(figure, [*keys, expected_key()], len(keys) + 1)
+        legend(figure, keys, ncols)
     return figure
 
 

@@ -18,7 +18,7 @@ from bayesmoe.report.style import MUTED, REFERENCE_COLOUR, loss_axis
 NO_FIT = "no usable fit"
 
 #: sideways steps that keep the points of estimators apart
-DODGE = {"mle": -1.0, "map": 0.0, "posterior": 1.0, "temperature_sd": 2.0}
+DODGE = {"em": -2.0, "mle": -1.0, "map": 0.0, "posterior": 1.0, "temperature_sd": 2.0}
 
 
 @dataclasses.dataclass
@@ -180,12 +180,14 @@ def finish_row(panels: Sequence[Panel]) -> None:
     fits = [_fit(panel) for panel in panels]
     spans = [fit.span for panel, fit in zip(panels, fits, strict=True) if panel.ink]
     for panel, fit in zip(panels, fits, strict=True):
-        loss_axis(panel.ax, *fit.limits(max([1.2, *spans])))
         if not panel.ink:
+            panel.ax.set_yscale("log")
             panel.ax.set_yticks([])
             panel.ax.set_yticks([], minor=True)
             panel.say(NO_FIT)
-        elif fit.corner is not None:
+            continue
+        loss_axis(panel.ax, *fit.limits(max([1.2, *spans])))
+        if fit.corner is not None:
             _write(panel, *fit.corner)
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 import xarray as xr
 
 from bayesmoe.report.style import ESTIMATORS, specification
+from bayesmoe.study.early_em import used
 from bayesmoe.study.results import settings
 
 
@@ -153,7 +154,7 @@ def series(cell: xr.Dataset, variable: str) -> dict[str, Series]:
     found = {}
     for name in estimators(cell):
         one = cell.sel(estimator=name)
-        found[name] = summarise(one[variable], one["converged"])
+        found[name] = summarise(one[variable], used(one))
     return {name: line for name, line in found.items() if not line.empty}
 
 

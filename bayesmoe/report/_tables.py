@@ -23,6 +23,8 @@ from bayesmoe.report.style import (
     percent,
     size_text,
 )
+from bayesmoe.study.early_em import EM, MAX_STEPS, SHORT, TOLERANCE
+from bayesmoe.study.plan import WITHOUT_PRIOR
 from bayesmoe.study.results import failures, reason
 
 #: statuses of fits whose estimate may be used
@@ -41,10 +43,10 @@ Row = dict[str, Any]
 
 
 def once(table: pd.DataFrame, results: xr.Dataset) -> pd.DataFrame:
-    """The table with each MLE once: no prior enters it, and studies give it under each."""
+    """The table with each EM and MLE once: no prior enters, and studies give them under each."""
     first = results["prior"].to_numpy()[0]
-    kept = table[(table["estimator"] != "mle") | (table["prior"] == first)].copy()
-    kept.loc[kept["estimator"] == "mle", "prior"] = "–"
+    kept = table[~table["estimator"].isin(WITHOUT_PRIOR) | (table["prior"] == first)].copy()
+    kept.loc[kept["estimator"].isin(WITHOUT_PRIOR), "prior"] = "–"
     return kept
 
 
@@ -117,6 +119,50 @@ def left_out(counts: pd.DataFrame) -> str:
         return f"All {size_text(found.sum())} fits converged."
     named = ", ".join(f"{size_text(c)} {STATUS_LABELS[str(s)]}" for s, c in failed.items())
     return f"{size_text(failed.sum())} of {size_text(found.sum())} fits did not converge: {named}."
+
+
+def ended_by_rule(counts: pd.DataFrame) -> pd.Series:
+    """The rows of EM's fits that its own rule ended short of a maximum: they are used."""
+    return (counts["estimator"] == EM) & counts["status"].isin(SHORT)
+
+
+def early(counts: pd.DataFrame) -> str:
+    """One sentence on EM's fits short of a maximum; empty if there are none."""
+    rule, limit = (
+        int(counts.loc[ended_by_rule(counts) & (counts["status"] == end), "count"].sum())
+        for end in SHORT
+    )
+    if not rule + limit:
+        return ""
+    total = int(counts.loc[counts["estimator"] == EM, "count"].sum())
+    return (
+        f"Besides, {size_text(rule + limit)} of {size_text(total)} fits by EM are no maximum: "
+        f"{size_text(rule)} ended by the published rule, a relative change of the log-likelihood "
+        f"below {TOLERANCE:.0e}, and {size_text(limit)} by its limit of {MAX_STEPS} steps. Medians "
+        "and slopes use them: they are the published estimator, whose slopes owe to its rule and "
+        "its starting points what they do not owe to the likelihood."
+    )
+
+
+def gap_rows(gaps: pd.DataFrame, labels: dict[str, str]) -> list[Row]:
+    """Per scenario, gate and k: how EM ended, and how far below the MLE, smallest n → largest."""
+    if gaps.empty:
+        return []
+    rows = []
+    for _, group in gaps.groupby(["scenario", "gate", "n_experts"], sort=False):
+        first, ends = group.iloc[0], group.iloc[[0, -1]]
+        rows.append(
+            {
+                "scenario": first["scenario"],
+                "gate": labels[first["gate"]],
+                "k": int(first["n_experts"]),
+                **{name: int(group[name].sum()) for name in ("fits", "short", "pairs", "above")},
+                "steps": " → ".join(number(value, 0) for value in ends["steps"]),
+                "gap": " → ".join(number(value, 2) for value in ends["gap"]),
+                "gap_max": number(float(group["gap_max"].max()), 2),
+            }
+        )
+    return rows
 
 
 def failed_cells(results: xr.Dataset) -> list[tuple[str, str, str]]:

@@ -59,7 +59,8 @@ def study_figures(results: xr.Dataset, slopes: pd.DataFrame) -> dict[str, Figure
         and the prior's, whichever vary.
     """
     found: dict[str, Figure] = {}
-    local = measure_local_slopes(parse_plan(results.attrs["plan"], "the study"), results)
+    plan = parse_plan(results.attrs["plan"], "the study")
+    local = measure_local_slopes(plan, results, ["normalised_loss"])
     for study, _, prefix in split(results):
         found[f"{prefix}contraction"] = contraction(study, slopes)
         for k in fitted(study):

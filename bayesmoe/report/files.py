@@ -31,11 +31,12 @@ def write_study(
     directory: Path, results: xr.Dataset, slopes: pd.DataFrame, counts: pd.DataFrame
 ) -> Path:
     """Write the figures (PNG and SVG) and ``report.html`` of a study; the latter's path."""
-    figures = study_figures(results, slopes)
-    for name, figure in figures.items():
-        save(figure, directory / "figures" / name)
+    pictures = {}
+    for name, figure in study_figures(results, slopes).items():
+        _, drawn = save(figure, directory / "figures" / name)
+        pictures[name] = drawn.read_bytes()
     path = directory / PAGE
-    write_bytes(path, render_study(results, slopes, counts, figures).encode())
+    write_bytes(path, render_study(results, slopes, counts, pictures).encode())
     return path
 
 

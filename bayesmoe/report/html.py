@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from bayesmoe.report import _study, _tables
 from bayesmoe.report._answers import NEGLIGIBLE, headline, slope_summary
 from bayesmoe.report.style import ESTIMATOR_LABELS, rate_exponent, style
+from bayesmoe.study.early_em import measure_gaps
 
 _CAPTIONS = {
     "contraction": "Voronoi loss of MLE and MAP and contraction radius of the posterior against "
@@ -36,6 +37,12 @@ _CAPTIONS = {
     "expected rate.",
 }
 
+_EM = (
+    "EM is the published one, stopped by its rule; where that is short of a maximum, it is drawn "
+    "all the same."
+)
+_EM_CAPTIONS = ("contraction", "blocks", "local_slopes")
+
 _ALTERNATIVES = {
     "contraction": ("Log-log panels of the Voronoi loss, with slopes:", "normalised_loss"),
     "blocks": ("Log-log panels of the error of each parameter block. Slopes of the loss:", "loss"),
@@ -54,7 +61,7 @@ def render_study(
     results: xr.Dataset,
     slopes: pd.DataFrame,
     counts: pd.DataFrame,
-    figures: Mapping[str, Figure],
+    figures: Mapping[str, Figure | bytes],
 ) -> str:
     """The report of a study as one HTML page that needs nothing else.
 
@@ -63,7 +70,7 @@ def render_study(
     results, slopes, counts
         From `load_results`, `measure_slopes` and `count_statuses` of `bayesmoe.study`.
     figures
-        From `study_figures`.
+        From `study_figures`, or the SVG files that were made of them.
 
     Returns
     -------
@@ -73,6 +80,7 @@ def render_study(
     labels, parts = _study.gate_labels(results), _study.split(results)
     unique, fits = _tables.once(slopes, results), _tables.once(counts, results)
     rows = _tables.slope_rows(unique, labels)
+    gaps = _tables.gap_rows(measure_gaps(results), labels)
     return environment().get_template("study.html").render(
         title=f"Convergence study: {results.attrs['name']}",
         several=_study.several_settings(results),
@@ -93,7 +101,9 @@ def render_study(
         converged=_tables.CONVERGED,
         counts=_tables.count_rows(fits, labels),
         failed=_tables.failed_cells(results),
-        left_out=_tables.left_out(fits),
+        left_out=_tables.left_out(fits[~_tables.ended_by_rule(fits)]),
+        early=_tables.early(fits),
+        gaps=gaps,
         at_floor=_tables.at_floor(fits),
         estimators=[ESTIMATOR_LABELS[name] for name in _study.estimators(results)],
         runs=[row for part in parts for row in _tables.run_rows(part.study, labels)],
@@ -129,7 +139,7 @@ def powers_html(text: str) -> Markup:
 
 
 def _figures(
-    part: _study.Setting, figures: Mapping[str, Figure], slopes: pd.DataFrame
+    part: _study.Setting, figures: Mapping[str, Figure | bytes], slopes: pd.DataFrame
 ) -> list[dict[str, str]]:
     """The figures of one scenario and prior with captions and what they show in words."""
     found, labels = [], _study.gate_labels(part.study)
@@ -138,14 +148,21 @@ def _figures(
         for kind, caption in _CAPTIONS.items():
             if name.startswith(part.prefix + kind):
                 start, quantity = _ALTERNATIVES[kind]
+                if kind in _EM_CAPTIONS and "em" in _study.estimators(part.study):
+                    caption = f"{caption} {_EM}"
                 words = f"{start} {slope_summary(own, labels, quantity)}"
                 found.append({"caption": caption, "alt": words, "source": svg(figure)})
     return found
 
 
-def svg(figure: Figure) -> str:
-    """The figure as a data URI: an image of its own, so that no names can clash."""
+def svg(figure: Figure | bytes) -> str:
+    """The figure, or its SVG, as a data URI: an image of its own, so that no names can clash."""
+    content = figure if isinstance(figure, bytes) else _draw(figure)
+    return "data:image/svg+xml;base64," + base64.b64encode(content).decode("ascii")
+
+
+def _draw(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     with style():
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return buffer.getvalue()

@@ -12,19 +12,20 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter
+from matplotlib.lines import TICKDOWN, TICKLEFT, Line2D  # type: ignore[attr-defined]
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from numpy.typing import ArrayLike
 
-ESTIMATORS = ("mle", "map", "posterior")
-ESTIMATOR_LABELS = {"mle": "MLE", "map": "MAP", "posterior": "posterior"}
+ESTIMATORS = ("em", "mle", "map", "posterior")
+ESTIMATOR_LABELS = {"em": "EM", "mle": "MLE", "map": "MAP", "posterior": "posterior"}
 
 # Darkened Okabe-Ito colours: distinct under colour blindness, contrast over 4.5 on white as text.
-ESTIMATOR_COLOURS = {"mle": "#0067A5", "map": "#BF4F00", "posterior": "#00795A"}
+INK = "#1E1E1E"
+ESTIMATOR_COLOURS = {"em": INK, "mle": "#0067A5", "map": "#BF4F00", "posterior": "#00795A"}
 SPREAD_COLOUR = "#8F2F6B"  # posterior standard deviation
 EXPERT_COLOURS = (
     "#0067A5", "#BF4F00", "#00795A", "#8F2F6B", "#7A6000", "#4B56C0", "#8B3A2E", "#2F6F7E",
 )  # fmt: skip
-INK = "#1E1E1E"
 WARNING = "#9A3F00"
 REFERENCE_COLOUR = "#D2D2D2"
 MUTED = "#595959"
@@ -203,8 +204,8 @@ def size_axis(ax: Axes, sizes: ArrayLike, width: float, *, labels: bool = True) 
     ax.set_xlim(10 ** (logs[0] - pad), 10 ** (logs[-1] + pad))
     kept = _spaced(logs, 0.56 * (span + 2 * pad) / width)
     ax.xaxis.set_major_locator(FixedLocator(list(10 ** logs[kept])))
-    ax.xaxis.set_minor_locator(FixedLocator(list(10**logs)))
-    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.xaxis.set_minor_locator(NullLocator())
+    _minor_ticks(ax, "x", [10 ** logs[i] for i in range(len(logs)) if i not in kept])
     texts = [size_text(10 ** logs[i]) if labels else "" for i in kept]
     ax.xaxis.set_major_formatter(FixedFormatter(texts))
 
@@ -230,8 +231,25 @@ def loss_axis(ax: Axes, low: float, high: float) -> None:
     minor = [f * 10.0**d for d in decades for f in range(1, 10)] if high - low < 4 else []
     ax.yaxis.set_major_locator(FixedLocator(major))
     ax.yaxis.set_major_formatter(FixedFormatter([_decimal(t) for t in major]))
-    ax.yaxis.set_minor_locator(FixedLocator(minor))
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.yaxis.set_minor_locator(NullLocator())
+    _minor_ticks(ax, "y", [t for t in minor if low <= math.log10(t) <= high and t not in major])
+
+
+def _minor_ticks(ax: Axes, side: str, positions: Sequence[float]) -> None:
+    """Small ticks without labels, as one artist: half of a figure's time would go into single ones.
+
+    They belong to the figure, beside the axes, so that all lines of the axes are data.
+    """
+    settings, at = matplotlib.rcParams, np.asarray(positions, float)
+    xy, marker, transform = (at, 0 * at), TICKDOWN, ax.get_xaxis_transform()
+    if side == "y":
+        xy, marker, transform = (0 * at, at), TICKLEFT, ax.get_yaxis_transform()
+    ax.figure.add_artist(
+        Line2D(
+            *xy, ls="none", marker=marker, transform=transform, mec=settings[f"{side}tick.color"],
+            ms=settings[f"{side}tick.minor.size"], mew=settings[f"{side}tick.minor.width"],
+        )
+    )  # fmt: skip
 
 
 def _decimal(value: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,13 @@ from bayesmoe.core.measure import FIELDS, MixingMeasure
 from bayesmoe.core.model import MoE
 from bayesmoe.core.scaling import Scaling
 from bayesmoe.diagnostics.mixing import PosteriorStatus, mixing
+from bayesmoe.inference.em import EMFit
 from bayesmoe.inference.nuts import Draws, sample_chains
+from bayesmoe.inference.outcome import best_start
 from bayesmoe.inference.point import Fit, fit_map, fit_mle
 from bayesmoe.inference.starts import near_truth
 from bayesmoe.study.chunks import digest
+from bayesmoe.study.early_em import EM, fit_early_em
 from bayesmoe.study.plan import Cell, Plan
 from bayesmoe.study.scenario import Scenario, scenario
 from bayesmoe.theory.voronoi import VoronoiResult, contraction_radius, voronoi
@@ -35,6 +38,7 @@ LOSSES = {
 }
 
 Arrays = dict[str, np.ndarray]
+F = TypeVar("F", Fit, EMFit)
 
 
 class _Problem(NamedTuple):
@@ -54,22 +58,27 @@ def compute_cell(plan: Plan, cell: Cell) -> Arrays:
     x, y = truth.simulate(plan.data_key(cell), cell.n)
     problem = _Problem(plan, cell, truth, x, y)
     models = plan.models(truth.gate, cell.n_experts)
-    mle, seconds = None, 0.0
+    model = next(iter(models.values()))
+    mle: Fit | None = None
+    columns: dict[str, Arrays] = {}
+    if EM in plan.estimators:
+        em, seconds = _timed(lambda: _fit_point(fit_early_em, problem, model))
+        columns[EM] = _point_column(problem, em, seconds)
     if "mle" in plan.estimators:
-        mle, seconds = _timed(lambda: _fit_point(fit_mle, problem, next(iter(models.values()))))
-    each = [_under_prior(problem, model, mle, seconds) for model in models.values()]
+        mle, seconds = _timed(lambda: _fit_point(fit_mle, problem, model))
+        columns["mle"] = _point_column(problem, mle, seconds)
+    each = [_under_prior(problem, model, mle, columns) for model in models.values()]
     arrays = {name: np.stack([arrays[name] for arrays in each]) for name in each[0]}
     return arrays | {"data_digest": np.asarray(digest({"x": np.asarray(x), "y": np.asarray(y)}))}
 
 
-def _under_prior(problem: _Problem, model: MoE, mle: Fit | None, mle_seconds: float) -> Arrays:
+def _under_prior(
+    problem: _Problem, model: MoE, mle: Fit | None, without_prior: dict[str, Arrays]
+) -> Arrays:
     """Results under one prior, leading axis ``(estimator,)`` where there is one."""
-    plan = problem.plan
-    columns: dict[str, Arrays] = {}
+    plan, columns = problem.plan, dict(without_prior)
     start: Fit | None = None
     distance = np.nan
-    if mle is not None:
-        columns["mle"] = _point_column(problem, mle, mle_seconds)
     if "map" in plan.estimators or "posterior" in plan.estimators:
         start, seconds = _timed(lambda: _fit_point(fit_map, problem, model, mle))
         distance = np.nan if mle is None else _distance(problem, mle, start)
@@ -97,9 +106,7 @@ def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
     return result, time.perf_counter() - begin
 
 
-def _fit_point(
-    fit: Callable[..., Fit], problem: _Problem, model: MoE, first: Fit | None = None
-) -> Fit:
+def _fit_point(fit: Callable[..., F], problem: _Problem, model: MoE, first: Fit | None = None) -> F:
     """A point estimate under the plan's start protocol; ``first`` is tried before all others."""
     plan, cell = problem.plan, problem.cell
     key = plan.fit_key(cell)
@@ -143,7 +150,7 @@ def _distance(problem: _Problem, mle: Fit, other: Fit) -> float:
     return float(np.linalg.norm(difference))
 
 
-def _point_column(problem: _Problem, fit: Fit, seconds: float) -> Arrays:
+def _point_column(problem: _Problem, fit: Fit | EMFit, seconds: float) -> Arrays:
     measure, n_starts = fit.measure, problem.plan.n_starts + 1
     objective = np.full(n_starts, np.nan)  # MAP has one start more than MLE
     objective[: len(fit.starts.objective)] = fit.starts.objective
@@ -156,10 +163,18 @@ def _point_column(problem: _Problem, fit: Fit, seconds: float) -> Arrays:
         "converged": np.asarray(fit.converged),
         "seconds": np.asarray(seconds),
         "log_likelihood": np.asarray(fit.log_likelihood),
+        "n_iterations": np.asarray(float(_n_iterations(fit))),
         "gradient_norm": np.asarray(fit.gradient_norm),
         "least_curvature": np.asarray(fit.least_curvature),
         "start_objective": objective,
     }
+
+
+def _n_iterations(fit: Fit | EMFit) -> int:
+    """Of the best start."""
+    starts = fit.starts
+    converged = np.array([status.converged for status in starts.status])
+    return int(starts.n_iterations[best_start(starts.objective, converged)])
 
 
 def _posterior_column(
@@ -177,6 +192,7 @@ def _posterior_column(
         "converged": np.asarray(status.converged),
         "seconds": np.asarray(seconds),
         "log_likelihood": np.asarray(np.mean(draws.log_likelihood)),
+        "n_iterations": np.asarray(np.nan),
         "gradient_norm": np.asarray(np.nan),
         "least_curvature": np.asarray(np.nan),
         "start_objective": np.full(problem.plan.n_starts + 1, np.nan),

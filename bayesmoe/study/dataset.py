@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import xarray as xr
-import zarr
 
-from bayesmoe.study.chunks import digest
-from bayesmoe.study.layout import CELL_AXES, RESULTS
+from bayesmoe.study.chunks import decode
+from bayesmoe.study.layout import CELL_AXES, RECORDS, RESULTS
 from bayesmoe.study.plan import Cell, Plan
 from bayesmoe.study.stored import DamageError, Stored, StoreError
 
-#: Zarr's settings for chunks that are many and small; thrice as fast as its defaults
-_MANY_CHUNKS = {"codec_pipeline.batch_size": 256, "async.concurrency": 64}
 _SHOWN = 3  # damaged cells named in an error
 
 
 def load_results(stored: Stored, plan: Plan) -> xr.Dataset:
     """All results of a study, in the plan's order.
+
+    Cells are read and compared with their digests one by one: chunks are many and small, for which
+    Zarr's own reader takes several times as long.
 
     Parameters
     ----------
@@ -40,21 +42,57 @@ def load_results(stored: Stored, plan: Plan) -> xr.Dataset:
         If the store cannot be read.
     """
     try:
-        with (
-            zarr.config.set(_MANY_CHUNKS),
-            xr.open_zarr(stored.root, chunks=None, consolidated=True) as opened,
-        ):
-            results = opened.load()
+        with xr.open_zarr(stored.root, chunks=None, consolidated=True) as opened:
+            cells = {name: opened[name].copy(data=values) for name, values in _read(stored).items()}
+            known = opened.drop_vars(list(cells)).load()
+        _check_leftovers(stored)
+    except DamageError:
+        raise
     except (ValueError, OSError) as error:
         raise _explained(stored, error) from None
-    results = results.map(_plain, keep_attrs=True).assign_coords(
-        {dim: _plain(results[dim]) for dim in results.dims}
-    )
-    damaged = _altered(stored, results)
+    results = known.assign(cells)[list(opened.data_vars)].map(_plain, keep_attrs=True)
+    results = results.assign_coords({dim: _plain(results[dim]) for dim in results.dims})
+    ordered = stored.layout.of(plan).coordinates
+    return results.sel({axis: ordered[axis] for axis in CELL_AXES})
+
+
+def _read(stored: Stored) -> dict[str, np.ndarray]:
+    """The variables of all cells; what was written of an unfinished cell is no result."""
+    layout = stored.layout
+    whole = {
+        name: np.full(
+            layout.sizes((*CELL_AXES, *dims)), fill, object if dtype == "string" else dtype
+        )
+        for name, (dims, dtype, fill) in (RESULTS | RECORDS).items()
+    }
+    damaged = []
+    for cell in stored.finished():
+        try:
+            arrays = stored.read(cell)
+        except DamageError:
+            damaged.append(cell)
+            continue
+        place = layout.index(cell)
+        for name, values in arrays.items():
+            whole[name][place + tuple(slice(0, length) for length in values.shape)] = values
+        whole["digest"][place] = stored.digest(cell)
+    for cell in stored.failed():
+        place = layout.index(cell)
+        try:
+            whole["failure"][place] = stored.failure(cell)
+        except DamageError:
+            damaged.append(cell)
+        whole["status"][place] = "failed"
     if damaged:
         raise _damage(stored, damaged)
-    ordered = stored.layout.of(plan).coordinates
-    return _only_whole_cells(results).sel({axis: ordered[axis] for axis in CELL_AXES})
+    return whole
+
+
+def _check_leftovers(stored: Stored) -> None:
+    """ValueError if others could not open the store for what is left of unfinished cells."""
+    for path in stored.leftovers():
+        variable = RESULTS[path.parent.name]
+        decode(path.read_bytes(), variable.dtype, stored.layout.chunk(variable.dims))
 
 
 def _plain(values: xr.DataArray) -> xr.DataArray:
@@ -62,33 +100,6 @@ def _plain(values: xr.DataArray) -> xr.DataArray:
     if values.dtype.kind not in "OT":
         return values
     return values.copy(data=values.to_numpy().astype(object).astype(np.str_))
-
-
-def _altered(stored: Stored, results: xr.Dataset) -> list[Cell]:
-    """The cells whose values do not have their digest."""
-    layout, found = stored.layout, []
-    arrays = {name: results[name].to_numpy() for name in (*RESULTS, "digest")}
-    for index in map(tuple, np.argwhere(arrays["digest"] != 0).tolist()):
-        cell = layout.cell(index)
-        own = {
-            name: np.asarray(arrays[name][index + tuple(map(slice, layout.extent(cell, dims)))])
-            for name, (dims, _, _) in RESULTS.items()
-        }
-        if digest(own) != arrays["digest"][index]:
-            found.append(cell)
-    return found
-
-
-def _only_whole_cells(results: xr.Dataset) -> xr.Dataset:
-    """What was written of a cell when its process was killed is no result."""
-    there = results["digest"] != 0
-    kept = {
-        name: results[name].where(there, variable.fill).astype(results[name].dtype)
-        for name, variable in RESULTS.items()
-    }
-    absent = np.where(results["failure"] != "", "failed", "missing")
-    kept["status"] = results["status"].where(there, xr.DataArray(absent, there.coords, there.dims))
-    return results.assign(kept)
 
 
 def _explained(stored: Stored, error: Exception) -> StoreError:
@@ -101,9 +112,10 @@ def _explained(stored: Stored, error: Exception) -> StoreError:
     )
 
 
-def _damage(stored: Stored, damaged: list[Cell]) -> DamageError:
-    names = "; ".join(map(str, sorted(damaged)[:_SHOWN]))
-    more = f" and {len(damaged) - _SHOWN} more" if len(damaged) > _SHOWN else ""
+def _damage(stored: Stored, damaged: Iterable[Cell]) -> DamageError:
+    cells = sorted(damaged)
+    names = "; ".join(map(str, cells[:_SHOWN]))
+    more = f" and {len(cells) - _SHOWN} more" if len(cells) > _SHOWN else ""
     return DamageError(
         f"{stored.root} has damaged cells: {names}{more}; run the study again with --repair to "
         "compute them anew"

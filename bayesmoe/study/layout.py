@@ -42,6 +42,7 @@ RESULTS: dict[str, Variable] = {
     "block_error": Variable((*_BOTH, "block", "cell")),
     "seconds": Variable(_BOTH),
     "log_likelihood": Variable(_BOTH),
+    "n_iterations": Variable(_BOTH),
     "gradient_norm": Variable(_BOTH),
     "least_curvature": Variable(_BOTH),
     "start_objective": Variable((*_BOTH, "start")),
@@ -137,13 +138,22 @@ class Layout:
 
     def blocks(self, cell: Cell, dims: tuple[str, ...]) -> Iterator[tuple[str, tuple[slice, ...]]]:
         """The chunks of a cell: the name of each, and the part of the cell's array in it."""
-        extent, chunk = self.extent(cell, dims), self.chunk(dims)
-        starts = (range(0, e, c) for e, c in zip(extent, chunk, strict=True))
-        for start in itertools.product(*starts):
-            ends = map(min, map(sum, zip(start, chunk, strict=True)), extent)
-            place = (s // c for s, c in zip(start, chunk, strict=True))
-            key = ".".join(("c", *map(str, (*self.index(cell), *place))))
-            yield key, tuple(map(slice, start, ends))
+        lead = ".".join(("c", *map(str, self.index(cell))))
+        for place, part in _grid(self.extent(cell, dims), self.chunk(dims)):
+            yield lead + place, part
+
+
+@functools.lru_cache
+def _grid(
+    extent: tuple[int, ...], chunk: tuple[int, ...]
+) -> tuple[tuple[str, tuple[slice, ...]], ...]:
+    """The chunks of an array: the end of each one's name, and the part of the array in it."""
+    found = []
+    for start in itertools.product(*map(range, itertools.repeat(0), extent, chunk)):
+        ends = map(min, map(sum, zip(start, chunk, strict=True)), extent)
+        place = (s // c for s, c in zip(start, chunk, strict=True))
+        found.append(("".join(f".{p}" for p in place), tuple(map(slice, start, ends))))
+    return tuple(found)
 
 
 def _coordinates(plan: Plan, n_covariates: int) -> dict[str, list[Any]]:

@@ -8,6 +8,7 @@ import pandas as pd
 import xarray as xr
 
 from bayesmoe.study.dataset import load_results
+from bayesmoe.study.early_em import measure_gaps
 from bayesmoe.study.files import write_bytes
 from bayesmoe.study.plan import Plan
 from bayesmoe.study.results import count_statuses, measure_local_slopes, measure_slopes
@@ -23,7 +24,10 @@ class Outputs(NamedTuple):
 
 
 def write_outputs(plan: Plan, stored: Stored) -> Outputs:
-    """Read all cells and write ``slopes.csv``, ``local_slopes.csv`` and ``statuses.csv``."""
+    """Read all cells and write ``slopes.csv``, ``local_slopes.csv`` and ``statuses.csv``.
+
+    A study with the estimator "em" has ``em_gaps.csv`` too, see `measure_gaps`.
+    """
     results = load_results(stored, plan)
     slopes, counts = measure_slopes(plan, results), count_statuses(results)
     tables = {
@@ -31,6 +35,9 @@ def write_outputs(plan: Plan, stored: Stored) -> Outputs:
         "local_slopes.csv": measure_local_slopes(plan, results),
         "statuses.csv": counts,
     }
+    gaps = measure_gaps(results)
+    if not gaps.empty:
+        tables["em_gaps.csv"] = gaps
     for name, table in tables.items():
         write_bytes(stored.directory / name, table.to_csv(index=False).encode())
     return Outputs(results, slopes, counts)

@@ -29,8 +29,11 @@ from bayesmoe.core.model import MoE, make_model
 from bayesmoe.models import make_gate
 from bayesmoe.study.scenario import SCENARIOS, Scenario, scenario
 
-Estimator = Literal["mle", "map", "posterior"]
+Estimator = Literal["em", "mle", "map", "posterior"]
+#: what a plan has that names none
 ESTIMATORS: tuple[Estimator, ...] = ("mle", "map", "posterior")
+#: estimators that no prior enters: computed once, and given under each prior
+WITHOUT_PRIOR: tuple[Estimator, ...] = ("em", "mle")
 
 _MENDS = {
     "missing": "add it",
@@ -130,14 +133,16 @@ class Plan(BaseModel):
     replicates
         Independent data sets per scenario, gate and n; every k is fitted to the same ones.
     estimators
-        Out of "mle", "map", "posterior".
+        Out of "em", "mle", "map", "posterior". "em" is EM as published with the rates of the
+        softmax gate, see `bayesmoe.study.early_em`: from the starting points of the MLE, stopped
+        by a rule that ends it short of the maximum.
     priors
         Out of "weak", "compact", "flat"; the flat prior has no posterior.
     starts
         "agnostic" knows the data alone; "near_truth" perturbs and splits the truth, which hides
         flat directions.
     n_starts
-        Starts of each MLE and MAP.
+        Starts of each EM, MLE and MAP.
     chains, warmup, draws
         Of NUTS; warm-up and draws per chain.
     level

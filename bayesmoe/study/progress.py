@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from bayesmoe.study.cell import compute_cell
-from bayesmoe.study.plan import Cell, Plan
+from bayesmoe.study.plan import WITHOUT_PRIOR, Cell, Plan
 from bayesmoe.study.stored import Stored
 
 _SAMPLE = 10  # stored cells of each model whose times are read
@@ -82,9 +82,9 @@ def _sample(finished: Iterable[Cell]) -> list[Cell]:
 
 
 def _seconds(plan: Plan, seconds: np.ndarray) -> float:
-    """The time of a cell; its MLE was computed once for all priors."""
-    mle = [estimator == "mle" for estimator in plan.estimators]
-    return float(np.sum(seconds[:, ~np.asarray(mle)]) + np.sum(seconds[0, mle]))
+    """The time of a cell; what no prior enters was computed once for all."""
+    once = np.isin(plan.estimators, WITHOUT_PRIOR)
+    return float(np.sum(seconds[:, ~once]) + np.sum(seconds[0, once]))
 
 
 def _time(plan: Plan, cell: Cell) -> float:

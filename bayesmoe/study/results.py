@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,9 +12,10 @@ import xarray as xr
 
 from bayesmoe.core.gate import PARAMETER_BLOCKS, Gate, Rate
 from bayesmoe.study.cell import LOSSES
+from bayesmoe.study.early_em import used
 from bayesmoe.study.expected import expected_rate
 from bayesmoe.study.layout import CELL_AXES
-from bayesmoe.study.plan import Cell, Plan
+from bayesmoe.study.plan import WITHOUT_PRIOR, Cell, Plan
 from bayesmoe.theory.decay import compare_decay
 from bayesmoe.theory.rates import fit_slope, local_slopes, verdict
 from bayesmoe.theory.voronoi import CELL_KINDS
@@ -50,15 +51,20 @@ def measure_slopes(plan: Plan, results: xr.Dataset) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def measure_local_slopes(plan: Plan, results: xr.Dataset) -> pd.DataFrame:
-    """Slopes of every loss between neighbouring sample sizes, see `local_slopes`.
+def measure_local_slopes(
+    plan: Plan, results: xr.Dataset, quantities: Collection[str] | None = None
+) -> pd.DataFrame:
+    """Slopes between neighbouring sample sizes, see `local_slopes`: of all but block errors.
+
+    ``quantities`` names those wanted, all by default.
 
     Columns: scenario, prior, gate, n_experts, estimator, quantity, n (the geometric mean of the
     two), slope, low, high, expected, n_used, n_total.
     """
     rows = []
     for case in _cases(plan, results):
-        if case.row.cell is None:
+        wanted = quantities is None or case.row.quantity in quantities
+        if case.row.cell is None and wanted:
             key = plan.key("local", *case.name)
             for n, slope in local_slopes(
                 case.sizes, case.values, case.used, key=key, n_bootstrap=_N_LOCAL
@@ -75,13 +81,13 @@ class _Case(NamedTuple):
 
     identity: dict[str, Any]
     row: _Row
-    converged: xr.DataArray
+    kept: xr.DataArray
 
     @property
     def name(self) -> list[str]:
-        """What seeds its bootstrap; the MLE knows no prior: its interval is one for all."""
+        """What seeds its bootstrap; of those without a prior the interval is one for all."""
         named = self.identity
-        if named["estimator"] == "mle":
+        if named["estimator"] in WITHOUT_PRIOR:
             named = {**named, "prior": ""}
         return [self.row.quantity, str(self.row.cell), *map(str, named.values())]
 
@@ -95,7 +101,7 @@ class _Case(NamedTuple):
 
     @property
     def used(self) -> np.ndarray:
-        return self.converged.transpose("n", "replicate").to_numpy()
+        return self.kept.transpose("n", "replicate").to_numpy()
 
 
 def _cases(plan: Plan, results: xr.Dataset) -> Iterator[_Case]:
@@ -111,8 +117,9 @@ def _cases(plan: Plan, results: xr.Dataset) -> Iterator[_Case]:
                 "n_experts": k,
                 "estimator": estimator,
             }
+            kept = used(one)
             for row in _quantities(gates[gate], one, estimator):
-                yield _Case(identity, row, one["converged"])
+                yield _Case(identity, row, kept)
 
 
 def _quantities(gate: Gate, one: xr.Dataset, estimator: str) -> Iterator[_Row]:

@@ -28,7 +28,7 @@ from bayesmoe.study.plan import Plan
 from bayesmoe.study.scenario import scenario
 
 ROOT = "zarr.json"
-FORMAT = "1"
+FORMAT = "2"
 
 _COORDINATES = 1024  # values in a chunk of a coordinate that can grow
 _GROWING = {*CELL_AXES, *CHUNKS}

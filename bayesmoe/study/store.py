@@ -130,13 +130,8 @@ class Store(Stored):
             damaged = self.damaged()
             for cell in damaged:
                 self.discard(cell)
-            finished, failed = self.finished(), self.failed()
-            for name in RESULTS:
-                kept = finished | failed if name == "status" else finished
-                known = {key for cell in kept for key in self._keys(name, cell)}
-                for key in self._chunks(name):
-                    if key not in known:
-                        (self.root / name / key).unlink()
+            for path in self.leftovers():
+                path.unlink()
         return damaged
 
     def _checked(self, cell: Cell, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -174,10 +169,6 @@ class Store(Stored):
     def _remove(self, name: str, cell: Cell) -> None:
         for key in self._keys(name, cell):
             (self.root / name / key).unlink(missing_ok=True)
-
-    def _keys(self, name: str, cell: Cell) -> list[str]:
-        dims = (RESULTS | RECORDS)[name].dims
-        return [key for key, _ in self.layout.blocks(cell, dims)]
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

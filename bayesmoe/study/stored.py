@@ -99,6 +99,19 @@ class Stored:
         """The names of all chunks of a variable."""
         return [entry for entry in os.listdir(self.root / name) if entry.startswith("c.")]
 
+    def _keys(self, name: str, cell: Cell) -> list[str]:
+        dims = (RESULTS | RECORDS)[name].dims
+        return [key for key, _ in self.layout.blocks(cell, dims)]
+
+    def leftovers(self) -> list[Path]:
+        """Chunks of cells that never were finished: of a process killed while it wrote them."""
+        finished, failed, found = self.finished(), self.failed(), []
+        for name in RESULTS:
+            kept = finished | failed if name == "status" else finished
+            known = {key for cell in kept for key in self._keys(name, cell)}
+            found += [self.root / name / key for key in self._chunks(name) if key not in known]
+        return found
+
     def read(self, cell: Cell) -> Arrays:
         """A cell's arrays.
 
@@ -108,9 +121,13 @@ class Stored:
             If the cell is not as it was written.
         """
         arrays = {name: self._read(name, variable, cell) for name, variable in RESULTS.items()}
-        if digest(arrays) != self._read("digest", RECORDS["digest"], cell):
+        if digest(arrays) != self.digest(cell):
             raise self._damage(cell, "its digest is wrong")
         return arrays
+
+    def digest(self, cell: Cell) -> int:
+        """The digest that was written of a cell."""
+        return int(self._read("digest", RECORDS["digest"], cell))
 
     def failure(self, cell: Cell) -> str:
         """Why a cell failed."""
@@ -120,10 +137,11 @@ class Stored:
         """A cell's own part of a variable, put together from its chunks."""
         text = variable.dtype == "string"
         shape, chunk = self.layout.extent(cell, variable.dims), self.layout.chunk(variable.dims)
-        whole = np.full(shape, variable.fill, object if text else variable.dtype)
+        whole = np.empty(shape, object if text else variable.dtype)
         for key, part in self.layout.blocks(cell, variable.dims):
             try:
-                values = decode((self.root / name / key).read_bytes(), variable.dtype, chunk)
+                with open(f"{self.root}/{name}/{key}", "rb") as file:
+                    values = decode(file.read(), variable.dtype, chunk)
             except OSError as error:
                 raise self._damage(cell, f"{name}: {error.strerror}") from None
             except ValueError as error:
