@@ -62,9 +62,10 @@ def test_costliest_cells_are_least(
     free_weight: bool, n_counted: int, rng: np.random.Generator
 ) -> None:
     size, n_cells = 25, 3
-    residuals = absolute_values(rng, 1, size)
-    members = np.zeros((n_cells, 4, size))
-    members[[0, 1, 1, 2], range(4)] = 1.0
+    every = absolute_values(rng, 1, size)
+    residuals = Residuals(*(part[:2] for part in every))  # the third cell is empty
+    members = np.zeros((n_cells, 2, size))
+    members[[1, 0], range(2)] = 1.0
     fixed, masses = rng.exponential(size=(2, n_cells, size))
     targets = rng.exponential(size=(n_cells, 1))
     objective = LargestCosts(residuals, members, fixed, masses, targets, n_counted, free_weight)

@@ -631,17 +631,18 @@ def test_the_contraction_radius_needs_chains() -> None:
         contraction_radius(np.ones(5))
 
 
-def test_feasible_points_are_found_where_there_are_any(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("q", [1, 2])
+def test_feasible_points_are_found_where_there_are_any(q: int, rng: np.random.Generator) -> None:
     """Random polyhedra around an origin that is far; the oracle is the largest ball inside."""
-    m, q, n = 6, 2, 200
+    m, n = 3 * q, 200
     normals, bounds = rng.normal(size=(m, q, n)), rng.normal(size=(m, n))
     points, found = feasible(Constraints(normals, bounds), np.full((q, n), 3.0))
     for i in range(n):
         rows = np.column_stack([normals[:, :, i], np.linalg.norm(normals[:, :, i], axis=1)])
         ball = scipy.optimize.linprog(
-            [0, 0, -1], A_ub=rows, b_ub=bounds[:, i], bounds=[(None, None)] * 2 + [(None, 1)]
+            [0] * q + [-1], A_ub=rows, b_ub=bounds[:, i], bounds=[(None, None)] * q + [(None, 1)]
         )
-        assert found[i] == (ball.x[2] > 0), (i, ball.x[2])
+        assert found[i] == (ball.x[q] > 0), (i, ball.x[q])
         if found[i]:
             assert np.all(normals[:, :, i] @ points[:, i] < bounds[:, i])
     assert 20 < found.sum() < 180

@@ -103,6 +103,11 @@ class SummedCosts(NamedTuple):
 
     residuals: Residuals
 
+    @property
+    def linear(self) -> np.ndarray:
+        """Which are linear programs, shape ``(B,)``."""
+        return self.residuals.linear
+
     def value(self, x: np.ndarray, smoothing: Smoothing) -> np.ndarray:
         return np.sum(self.residuals.costs(x, smoothing.norm), axis=0)
 
@@ -227,6 +232,11 @@ class LargestCosts:
     targets: np.ndarray
     n_counted: int
     free_weight: bool
+
+    @property
+    def linear(self) -> np.ndarray:
+        """Which are linear programs, with one atom in a cell at most: shape ``(B,)``."""
+        return self.residuals.linear & np.all(np.sum(self.members, axis=1) <= 1, axis=0)
 
     def take(self, problems: np.ndarray) -> LargestCosts:
         names = ("members", "fixed", "masses")

@@ -122,6 +122,8 @@ def _kinks(c: Comparison, costs: np.ndarray, masses: np.ndarray) -> np.ndarray:
         rise = np.concatenate([costs + masses, costs - masses], axis=-1)
         drop = np.concatenate([targets, -targets])
         left, right = np.triu_indices(len(drop), 1)
+        two = right - left != c.n_true  # the two lines of one cell cross where its weights match
+        left, right = left[two], right[two]
         crossings = _ratio(drop[left] - drop[right], rise[..., left] - rise[..., right])
         kinks = np.concatenate([kinks, crossings], axis=-1)
     # a W <= 0 is no kink; any other W is harmless in its place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +21,12 @@ class _Rows(NamedTuple):
     rows: np.ndarray
     bounds: np.ndarray
     n_signed: int
+
+    def with_one(self, column: int) -> _Rows:
+        """With that variable held at one."""
+        costs, rows, bounds, n_signed = self
+        rest = np.delete(np.arange(len(costs)), column)
+        return _Rows(costs[rest], rows[:, rest], bounds - rows[:, column], n_signed)
 
     def programs(self, constraints: Constraints) -> LinearPrograms:
         """With the constraints on x, and the signed x as differences of two variables."""
@@ -40,7 +47,7 @@ def solve(
     A program whose solution is not proved goes to the barrier method, as what is not linear does.
     """
     x, rest = start.copy(), np.arange(start.shape[1])
-    linear = np.flatnonzero(objective.residuals.linear)
+    linear = np.flatnonzero(objective.linear)
     if linear.size:
         rows = _rows(objective.take(linear))
         found, proved = least(rows.programs(constraints.take(linear)))
@@ -73,38 +80,27 @@ def _summed(objective: SummedCosts) -> _Rows:
 
 
 def _largest(objective: LargestCosts) -> _Rows:
-    """Kν + Σ_j e_j with e_j >= h_j - ν, over (Wu, W, ν, e, a, g).
+    """Kν + Σ_j e_j with e_j >= h_j - ν, over (Wu, W, ν, e); ν, e >= 0.
 
-    h_j = Σ_r weight_r a_r + fixed_j W + g_j with a_r >= ±(basis_r Wu + offset_r W) and
-    g_j >= ±(mass_j W - target_j), where r runs over the atoms in cell j. Each ν, e, a, g >= 0.
+    h_j = ±(slope_j Wu + offset_j W) + fixed_j W ± (mass_j W - target_j), whatever the signs: a cell
+    has at most one atom.
     """
     basis, offset, _, weights = objective.residuals
-    (n_rows, _, p, size), n_cells = basis.shape, len(objective.targets)
-    unit = np.sum(objective.targets)
-    weight, level = p, p + 1  # columns of W and ν
-    excess, norm, gap = np.split(
-        np.arange(p + 2, p + 2 + 2 * n_cells + n_rows), [n_cells, n_cells + n_rows]
-    )
-    norms = np.zeros((2, n_rows, gap[-1] + 1, size))
-    norms[0, :, :p], norms[0, :, weight] = basis[:, 0], offset[:, 0]
-    norms[1] = -norms[0]
-    norms[:, :, norm] = -np.eye(n_rows)[..., None]
-    gaps = np.zeros((2, n_cells, gap[-1] + 1, size))
-    gaps[0, :, weight] = objective.masses / unit
-    gaps[1] = -gaps[0]
-    gaps[:, :, gap] = -np.eye(n_cells)[..., None]
-    cells = np.zeros((n_cells, gap[-1] + 1, size))
-    cells[:, weight], cells[:, level] = objective.fixed / unit, -1.0
-    cells[:, norm] = objective.members * weights / unit
-    cells[:, gap], cells[:, excess] = np.eye(n_cells)[..., None], -np.eye(n_cells)[..., None]
-    rows = np.concatenate([norms[0], norms[1], gaps[0], gaps[1], cells])
-    targets = np.broadcast_to(objective.targets / unit, (n_cells, size))
-    bounds = np.concatenate(
-        [np.zeros((2 * n_rows, size)), targets, -targets, np.zeros((n_cells, size))]
-    )
-    costs = np.zeros((gap[-1] + 1, size))
+    n_cells, (p, size), unit = len(objective.targets), basis.shape[2:], np.sum(objective.targets)
+    shares = objective.members * weights / unit
+    slope = np.einsum("jrb,rpb->jpb", shares, basis[:, 0])
+    shift = np.einsum("jrb,rb->jb", shares, offset[:, 0])
+    masses, fixed = objective.masses / unit, objective.fixed / unit
+    level, excess = p + 1, np.arange(p + 2, p + 2 + n_cells)  # columns of ν and e
+    rows = np.zeros((2, 2, n_cells, p + 2 + n_cells, size))
+    bounds = np.zeros((2, 2, n_cells, size))
+    for first, second in itertools.product(range(2), repeat=2):
+        norm, gap = 1 - 2 * first, 1 - 2 * second  # signs
+        part = rows[first, second]
+        part[:, :p], part[:, p] = norm * slope, norm * shift + fixed + gap * masses
+        part[:, level], part[:, excess] = -1.0, -np.eye(n_cells)[..., None]
+        bounds[first, second] = gap * objective.targets / unit
+    costs = np.zeros(rows.shape[3:])
     costs[level], costs[excess] = objective.n_counted, 1.0
-    if not objective.free_weight:  # W is one
-        bounds = bounds - rows[:, weight]
-        rows, costs = np.delete(rows, weight, axis=1), np.delete(costs, weight, axis=0)
-    return _Rows(costs, rows, bounds, p)
+    found = _Rows(costs, rows.reshape(-1, *costs.shape), bounds.reshape(-1, size), p)
+    return found if objective.free_weight else found.with_one(p)

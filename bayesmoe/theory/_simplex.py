@@ -12,7 +12,7 @@ import numpy as np
 
 _PIVOTS = 80  # at most; about a dozen are usual
 _ZERO = 1e-11  # what counts as zero in a tableau, coefficients being about 1
-_BATCH = 256  # programs whose tableaus stay in the processor's cache
+_BATCH = 512  # programs whose tableaus stay in the processor's cache
 _GAP = 1e-11  # between the least value and its bound from below, relative
 
 
