@@ -272,6 +272,12 @@ class MoERegressor(RegressorMixin, BaseEstimator):
             return validate_data(self, *data, dtype=np.float64, **rules)
         except OverflowError as error:  # of whole numbers beyond float64
             raise ValueError(f"X and y must be float64 numbers: {error}") from None
+        except TypeError as error:
+            if "NA is ambiguous" in str(error):  # scikit-learn compares an object with itself
+                raise ValueError(
+                    "y contains pandas' NA; remove or impute rows without a value first"
+                ) from None
+            raise
 
 
 def _seed(random_state: int | np.random.RandomState | None) -> int:

@@ -338,9 +338,11 @@ def test_a_study_killed_at_any_moment_goes_on_to_the_same_end(tmp_path: Path) ->
         os.killpg(process.pid, how)
         stdout, stderr = process.communicate()
         if how == signal.SIGINT:
-            assert process.returncode == 130, stderr
             assert "interrupted: cells begun are finished" in stderr
-            assert stdout.endswith("go on with the same command\n")
+            # the cells begun, which are finished, may have been the last
+            missing = len(list(broken.glob("results.zarr/digest/c.*"))) < 6
+            assert process.returncode == (130 if missing else 0), stderr
+            assert stdout.endswith("go on with the same command\n") == missing
     run("study", "run", str(plan), "--out", str(broken))
     with (
         xr.open_zarr(whole / "results.zarr", chunks=None) as one,

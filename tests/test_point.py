@@ -155,7 +155,7 @@ SETTINGS += [("lambda", 1), ("weak", 1)]
     [("softmax", "lambda", 0), ("sigmoid", "lambda", 0)]
     + [
         pytest.param(label, *setting, marks=pytest.mark.slow)
-        for label in (*GATES, "gelu")
+        for label in GATES
         for setting in SETTINGS
     ],
 )

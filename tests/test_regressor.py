@@ -379,3 +379,10 @@ def test_prediction_intervals_cover(method: str) -> None:
     slack = 2 * z * scipy.stats.norm.pdf(z) / np.sqrt(2 * 1000)
     assert scipy.stats.binom(4000, 0.9 - slack).ppf(0.0005) <= inside
     assert inside <= scipy.stats.binom(4000, 0.9 + slack).ppf(0.9995)
+
+
+def test_a_missing_response_of_pandas_is_named() -> None:
+    x, y = np.arange(12.0)[:, None], np.arange(12.0).astype(object)
+    y[3] = pd.NA
+    with pytest.raises(ValueError, match="y contains pandas' NA; remove or impute"):
+        MoERegressor().fit(x, y)
