@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import arviz_stats
+import jax
 import numpy as np
 import pandas as pd
 import pytest
@@ -46,6 +47,21 @@ def posterior(
         model(label, k), *sample(name, label, n), key=3, n_chains=n_chains, n_warmup=300,
         n_draws=n_draws,
     )  # fmt: skip
+
+
+_STRUCTURE = jax.tree.structure(CASE["softmax"].measure(0))
+
+
+def plain(*blocks: Floats) -> bm.MixingMeasure:
+    """A measure of NumPy's arrays, which take less time to make than JAX's."""
+    return jax.tree.unflatten(_STRUCTURE, blocks)
+
+
+def each_draw(tree: DataTree) -> Iterator[bm.MixingMeasure]:
+    """The draws of all chains, one chain after the other."""
+    group = (tree["posterior"][field].transpose("chain", "draw", ...).values for field in FIELDS)
+    flat = [block.reshape(-1, *block.shape[2:]) for block in group]
+    return (plain(*blocks) for blocks in zip(*flat, strict=True))
 
 
 # --- importance sampling
@@ -134,13 +150,7 @@ def test_posterior_moments_agree_with_importance_sampling(
     mean, sd, error = reference_moments(oracle, x, y, oracle.theta(reference))
     tree = posterior(name, label, k, n, n_chains=4, n_draws=1000)
     aligned = bm.align(tree, model(label, k).gate, reference)
-    stacked = aligned["posterior"].to_dataset().stack(sample=("chain", "draw"))
-    draws = np.asarray(
-        [
-            oracle.theta(bm.MixingMeasure(**{f: stacked[f].isel(sample=i).values for f in FIELDS}))
-            for i in range(0, stacked.sizes["sample"])
-        ]
-    )
+    draws = np.asarray([oracle.theta(draw) for draw in each_draw(aligned)])
     draws = np.column_stack([draws, tree["sample_stats"]["log_likelihood"].values.ravel()])
     chains = draws.reshape(4, -1, draws.shape[1])
     for i in range(draws.shape[1]):
@@ -241,17 +251,14 @@ def test_jumping_posterior_agrees_with_a_random_walk() -> None:
     case, oracle = CASE["top_k_sparse"], Oracle(CASE["top_k_sparse"], 3, 1)
     tree = posterior("three", "top_k_sparse", 3, 300, n_chains=4, n_draws=1000)
     assert tree.attrs["status"] == "converged"
-    stacked = {f: tree["posterior"][f].values.reshape(4000, *tree["posterior"][f].shape[2:])
-               for f in FIELDS}  # fmt: skip
-    draws = (bm.MixingMeasure(**{f: v[i] for f, v in stacked.items()}) for i in range(4000))
-    u = np.array([oracle.to_unconstrained(oracle.theta(draw)) for draw in draws])
+    u = np.array([oracle.to_unconstrained(oracle.theta(draw)) for draw in each_draw(tree)])
     root = 0.5 * np.linalg.cholesky(np.cov(u[:1000].T) + 1e-9 * np.eye(u.shape[1]))
     walks = [random_walk(oracle, x, y, u[1000 * i], root, 60_000, i)[1000:] for i in range(4)]
     rows = np.argsort(x[:, 0])[20::60]
 
     def watched(states: Floats) -> Floats:
         theta = [oracle.from_unconstrained(one)[0] for one in states]
-        measures = [bm.MixingMeasure(*oracle.blocks(one)) for one in theta]
+        measures = [plain(*oracle.blocks(one)) for one in theta]
         means = [
             (case.probabilities(m, x[rows]) * (x[rows] @ m.slope.T + m.intercept)).sum(1)
             for m in measures
