@@ -24,7 +24,9 @@ variance             (k,)    positive  ``prior.variance``
 ===================  ======  ========  ========================
 
 Invariances. Gauge: permutation of experts; translation of all (β1_i, β0_i) by one vector, which
-the reference expert β1_k = 0, β0_k = 0 pins. Rays: none.
+the reference expert β1_k = 0, β0_k = 0 pins. Rays: none for K >= 2. With K = 1 the gate knows only
+which logit is largest: (cβ1, cβ0), c > 0, has the same density, and no data determine the scale.
+The losses do not take an infimum over it, and so have no rate.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jax import Array
 
+from bayesmoe.core.gate import NO_RATE, Rate
 from bayesmoe.core.measure import GateParameters
 from bayesmoe.core.validate import check_whole
 from bayesmoe.models.softmax import Softmax
@@ -68,6 +71,11 @@ class TopKSparse(Softmax):
     @property
     def label(self) -> str:
         return f"top-{self.top_k} sparse"
+
+    def expected_rate(self, quantity: str, over_specified: bool) -> Rate:
+        if self.top_k == 1 and quantity in ("loss", "identified_loss", "gate_slope"):
+            return NO_RATE
+        return super().expected_rate(quantity, over_specified)
 
     def check(self, n_experts: int) -> None:
         if self.top_k > n_experts:

@@ -245,3 +245,18 @@ def test_gates_are_hashable_and_equal_by_options() -> None:
     assert make_gate("top_k_sparse", top_k=2) == make_gate("top_k_sparse", top_k=2)
     assert make_gate("top_k_sparse", top_k=2) != make_gate("top_k_sparse", top_k=3)
     assert len({case.gate() for case in CASES} | {case.gate() for case in CASES}) == len(CASES)
+
+
+def test_with_one_active_expert_the_scale_of_the_gate_has_no_rate() -> None:
+    """Multiplying β1 and β0 by c changes no density, if one expert is active, and the loss."""
+    truth = bm.scenario("weak", "top_k_sparse", top_k=1)
+    g = truth.measure
+    moved = g.replace(gate_slope=3 * g.gate_slope, gate_intercept=3 * g.gate_intercept)
+    x, y = truth.simulate(0, 50)
+    for top_k, same in ((1, True), (2, False)):
+        model = bm.moe("top_k_sparse", 2, top_k=top_k)
+        gap = model.log_likelihood(moved, x, y) - model.log_likelihood(g, x, y)
+        assert (float(abs(gap).max()) < 1e-12) == same
+        assert (model.gate.expected_rate("gate_slope", False).exponent == 0) == same
+        assert model.gate.expected_rate("slope", False).exponent == -0.5
+    assert bm.voronoi_loss(moved, truth) > 0.1
