@@ -99,4 +99,4 @@ def test_an_activation_gate_shows_its_independence() -> None:
 def test_a_top_k_gate_jumps() -> None:
     text = printed("--gate", "top_k_sparse", "--experts", "2", "--top-k", "1")
     assert "The density jumps as the gate moves" in text
-    assert row(text, "gate_slope")[2:] == ["-", "not clear", "n^-1/2"]
+    assert row(text, "gate_slope")[2:] == ["-", "not clear", "none (ray)"]
