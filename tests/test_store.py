@@ -22,6 +22,7 @@ import xarray as xr
 import zarr
 from fabricated import assert_arrays_equal, fabricate, make_plan, snapshot
 
+from bayesmoe.core.gate import Rate
 from bayesmoe.study import store as store_module
 from bayesmoe.study.chunks import decode, digest, encode
 from bayesmoe.study.dataset import load_results
@@ -113,6 +114,21 @@ def test_attributes_and_theory_are_there(wide: Path) -> None:
         assert results["gate_label"].sel(gate="dense_to_sparse").item() == "dense-to-sparse"
         assert results["ray"].to_numpy().tolist() == [False, True]
         assert (results["n_experts_true"] == 2).all()
+
+
+def test_theory_is_today_s_not_that_of_the_day_the_study_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as then:
+        gate = type(PLAN.gates[0].make())
+        then.setattr(gate, "expected_rate", lambda *_, **__: Rate(-9.0, "n^-9"))
+        fill(tmp_path / "s", PLAN)
+    with xr.open_zarr(tmp_path / "s" / "results.zarr", chunks=None) as alone:
+        assert (alone["expected"] == -9.0).all()
+    results = load_results(Stored(tmp_path / "s"), PLAN)
+    loss = results.sel(quantity="loss").isel(gate=0)
+    assert loss["expected"].values.tolist() == [[-0.5]]
+    assert loss["expected_text"].values.tolist() == [["n^-1/2"]]
 
 
 def test_every_chunk_has_a_checksum_and_lies_flat(wide: Path) -> None:

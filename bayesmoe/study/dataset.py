@@ -11,6 +11,7 @@ from bayesmoe.study.chunks import decode
 from bayesmoe.study.layout import CELL_AXES, RECORDS, RESULTS
 from bayesmoe.study.plan import Cell, Plan
 from bayesmoe.study.stored import DamageError, Stored, StoreError
+from bayesmoe.study.theory import theory
 
 _SHOWN = 3  # damaged cells named in an error
 
@@ -50,6 +51,8 @@ def load_results(stored: Stored, plan: Plan) -> xr.Dataset:
         raise
     except (ValueError, OSError) as error:
         raise _explained(stored, error) from None
+    # theory may have been mended since the store was begun
+    known = known.assign(theory(stored.plan, stored.layout))
     results = known.assign(cells)[list(opened.data_vars)].map(_plain, keep_attrs=True)
     results = results.assign_coords({dim: _plain(results[dim]) for dim in results.dims})
     ordered = stored.layout.of(plan).coordinates

@@ -7,7 +7,6 @@ readers see the old study until it is replaced, and the new one from then on.
 
 from __future__ import annotations
 
-import itertools
 import json
 import platform
 import warnings
@@ -22,10 +21,10 @@ from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from bayesmoe.diagnostics.posterior import library_versions
-from bayesmoe.study.expected import QUANTITIES, expected_rate
+from bayesmoe.study.expected import QUANTITIES
 from bayesmoe.study.layout import CELL_AXES, CHUNKS, RECORDS, RESULTS, Layout
 from bayesmoe.study.plan import Plan
-from bayesmoe.study.scenario import scenario
+from bayesmoe.study.theory import theory
 
 ROOT = "zarr.json"
 FORMAT = "2"
@@ -63,10 +62,9 @@ def skeleton(plan: Plan, layout: Layout, attrs: Mapping[str, Any]) -> dict[str, 
     root = zarr.create_group(MemoryStore(files), zarr_format=3, attributes=dict(attrs))
     for dim, values in layout.coordinates.items():
         _coordinate(root, dim, values)
-    for name, (dims, theory) in _theory(plan, layout).items():
-        _whole(
-            root, name, dims, theory, [1 if dim in CELL_AXES else len(QUANTITIES) for dim in dims]
-        )
+    for name, (dims, known) in theory(plan, layout).items():
+        parts = [1 if dim in CELL_AXES else len(QUANTITIES) for dim in dims]
+        _whole(root, name, dims, known, parts)
     for name, variable in (RESULTS | RECORDS).items():
         dims = (*CELL_AXES, *variable.dims)
         units = {"units": "s"} if name == "seconds" else {}
@@ -111,29 +109,3 @@ def _whole(
     dtype = "string" if text else values.dtype.name
     array = _create(root, name, dims, values.shape, tuple(chunks), dtype, fill)
     array[...] = values.astype(object) if text else values
-
-
-def _theory(plan: Plan, layout: Layout) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
-    """Expected rates, and what figures must know of gates and truths."""
-    specs = {spec.id: spec for spec in plan.gates}
-    gates = [specs[name].make() for name in layout.coordinates["gate"]]
-    truths = np.asarray(
-        [
-            [scenario(name, gate).measure.n_experts for gate in gates]
-            for name in layout.coordinates["scenario"]
-        ]
-    )
-    dims = ("scenario", "gate", "n_experts", "quantity")
-    fitted, shape = layout.coordinates["n_experts"], layout.sizes(dims)
-    exponent, text = np.full(shape, np.nan), np.full(shape, "", dtype="<U16")
-    for s, g, k, q in itertools.product(*map(range, shape)):
-        rate = expected_rate(gates[g], QUANTITIES[q], fitted[k] - int(truths[s, g]))
-        exponent[s, g, k, q], text[s, g, k, q] = rate
-    return {
-        "expected": (dims, exponent),
-        "expected_text": (dims, text),
-        "gate_label": (("gate",), np.asarray([gate.label for gate in gates])),
-        "has_temperature": (("gate",), np.asarray([gate.has_temperature for gate in gates])),
-        "ray": (("gate",), np.asarray([gate.ray for gate in gates])),
-        "n_experts_true": (("scenario", "gate"), truths),
-    }
