@@ -10,6 +10,7 @@ jax.config.update("jax_enable_x64", True)
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE
 from bayesmoe.core.priors import Prior
+from bayesmoe.data.formula import Design, design
 from bayesmoe.diagnostics.alignment import align
 from bayesmoe.diagnostics.chain_modes import ChainMode, chain_modes
 from bayesmoe.diagnostics.checks import Checks, check_posterior
@@ -40,6 +41,7 @@ __all__ = [
     "Checks",
     "Comparison",
     "Concentration",
+    "Design",
     "EMFit",
     "Fit",
     "MixingMeasure",
@@ -60,6 +62,7 @@ __all__ = [
     "contraction_radius",
     "coverage",
     "density_losses",
+    "design",
     "determination",
     "fit_em",
     "fit_map",

@@ -12,14 +12,14 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from bayesmoe.cli_common import Out, user_errors
+from bayesmoe.cli_common import Out, read_data, user_errors
 from bayesmoe.cli_study import study
 from bayesmoe.core.model import MoE
 from bayesmoe.core.selection import Selection, find_columns
-from bayesmoe.data.table import Table, read_table, shipped_data_sets
+from bayesmoe.data.table import shipped_data_sets
 from bayesmoe.diagnostics.analysis import analyse
 from bayesmoe.diagnostics.comparison import compare_models
-from bayesmoe.diagnostics.stored_fit import NO_COVARIATE, FitRequest, StoredFit
+from bayesmoe.diagnostics.stored_fit import FitRequest, StoredFit
 from bayesmoe.models import GATES, make_gate, moe
 from bayesmoe.report.files import (
     PAGE,
@@ -45,7 +45,20 @@ app.add_typer(study, name="study")
 Data = Annotated[
     str, typer.Argument(help=f"A CSV file, or one of {', '.join(shipped_data_sets())}.")
 ]
-Response = Annotated[str, typer.Option("--response", help="The column to model.")]
+Formula = Annotated[
+    str | None,
+    typer.Option(
+        "--formula",
+        help="In place of the columns: response and terms, as in 'y ~ poly(x, 2) + C(group)'.",
+    ),
+]
+GateFormula = Annotated[
+    str | None,
+    typer.Option(
+        "--gate-formula", help="The gate's terms, as in '~ x'; those of --formula by default."
+    ),
+]
+Response = Annotated[str | None, typer.Option("--response", help="The column to model.")]
 Covariates = Annotated[
     list[str] | None,
     typer.Option("--covariate", help="A column to model by; all others by default."),
@@ -80,13 +93,15 @@ TopK = Annotated[int | None, typer.Option("--top-k", help="Of the gate top_k_spa
 @app.command()
 def fit(
     data: Data,
-    response: Response,
     gate: GateName,
     experts: Experts,
     out: Out,
+    response: Response = None,
     covariate: Covariates = None,
     gate_covariate: GateCovariates = None,
     expert_covariate: ExpertCovariates = None,
+    formula: Formula = None,
+    gate_formula: GateFormula = None,
     activation: Activation = None,
     top_k: TopK = None,
     prior: Annotated[str, typer.Option(help="weak or compact.")] = "weak",
@@ -94,15 +109,28 @@ def fit(
     as_json: AsJson = False,
 ) -> None:
     """Fit one model to one's own data: MLE, MAP and posterior."""
-    options, chosen = _given(activation=activation, top_k=top_k), tuple(covariate or ())
+    options = _given(activation=activation, top_k=top_k)
     with user_errors():
         check_new(out)
-        table = read_table(data, response, chosen)
-        columns = _columns(table)
-        selected = (_names(given, columns) for given in (gate_covariate, expert_covariate))
-        request = FitRequest(data, response, chosen, gate, options, experts, prior, seed, *selected)
-        model = request.model(columns)
-        analysis = analyse(model, table, key=seed)
+        found = read_data(
+            data, response, covariate, gate_covariate, expert_covariate, formula, gate_formula
+        )
+        request = FitRequest(
+            data,
+            found.response,
+            tuple(covariate or ()),
+            gate,
+            options,
+            experts,
+            prior,
+            seed,
+            found.gate_covariates,
+            found.expert_covariates,
+            formula,
+            gate_formula,
+        )
+        model = request.model(found.columns)
+        analysis = analyse(model, found.table, key=seed, axis=found.axis)
     write_analysis(out, request, analysis)
     if as_json:
         typer.echo(fit_json(StoredFit(request, analysis), out))
@@ -114,13 +142,15 @@ def fit(
 @app.command()
 def compare(
     data: Data,
-    response: Response,
     gates: Annotated[str, typer.Option(help=f"Some of {', '.join(GATES)}, commas between.")],
     experts: Annotated[str, typer.Option(help="Numbers of experts, as in 1,2,3.")],
     out: Out,
+    response: Response = None,
     covariate: Covariates = None,
     gate_covariate: GateCovariates = None,
     expert_covariate: ExpertCovariates = None,
+    formula: Formula = None,
+    gate_formula: GateFormula = None,
     activation: Activation = None,
     top_k: TopK = None,
     seed: Seed = 0,
@@ -129,15 +159,16 @@ def compare(
     """Compare models on one's own data, and recommend one."""
     with user_errors():
         check_new(out)
-        table = read_table(data, response, covariate or ())
-        names = _columns(table)
+        found = read_data(
+            data, response, covariate, gate_covariate, expert_covariate, formula, gate_formula
+        )
         selected = Selection(
-            find_columns("gate_covariates", _names(gate_covariate, names), names),
-            find_columns("expert_covariates", _names(expert_covariate, names), names),
+            find_columns("gate_covariates", found.gate_covariates, found.columns),
+            find_columns("expert_covariates", found.expert_covariates, found.columns),
         )
         models = _models(gates, experts, activation, top_k, selected)
         comparison = compare_models(
-            models, table, key=seed, observe=lambda text: typer.echo(text, err=True)
+            models, found.table, key=seed, observe=lambda text: typer.echo(text, err=True)
         )
     write_comparison(out, comparison)
     if as_json:
@@ -219,17 +250,6 @@ def _models(
         for name in names
         for k in map(int, numbers)
     ]
-
-
-def _names(given: list[str] | None, columns: list[str]) -> tuple[str, ...] | None:
-    """The names given to a repeated option; the word for none, if no column, stands for none."""
-    if given is None:
-        return None
-    return () if given == [NO_COVARIATE] and NO_COVARIATE not in columns else tuple(given)
-
-
-def _columns(table: Table) -> list[str]:
-    return [str(name) for name in table.x.columns]
 
 
 def _given(**options: Any) -> dict[str, Any]:

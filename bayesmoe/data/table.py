@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+_MISSING = ("", "na", "nan", "null")
+
 
 class Table(NamedTuple):
     """Covariates and response: finite float64, no constant column.
@@ -24,6 +26,31 @@ class Table(NamedTuple):
 
     x: pd.DataFrame
     y: pd.Series
+
+
+class Axis(NamedTuple):
+    """A column of one's own that curves run along, where covariates are derived from it.
+
+    Attributes
+    ----------
+    name
+        The column.
+    values
+        Its value in each row of the table, shape ``(n,)``.
+    points
+        Ascending values to draw at, shape ``(m,)``.
+    at
+        The covariates at these points, shape ``(m, d)``.
+    held
+        The other columns, and where they are held: numbers at their median, levels at the most
+        frequent.
+    """
+
+    name: str
+    values: np.ndarray
+    points: np.ndarray
+    at: np.ndarray
+    held: dict[str, float | str]
 
 
 def shipped_data_sets() -> dict[str, Path]:
@@ -52,10 +79,7 @@ def read_table(source: str, response: str, covariates: Sequence[str] = ()) -> Ta
         If the file cannot be read, a column is missing, named twice or constant, or a value is
         not a finite number.
     """
-    frame = _read(source)
-    repeated = frame.columns[frame.columns.duplicated()]
-    if len(repeated):
-        raise ValueError(f"{source} has two columns named {repeated[0]!r}; rename one")
+    frame = read_texts(source)
     chosen = list(covariates) or [name for name in frame.columns if name != response]
     for name in (response, *chosen):
         if name not in frame.columns:
@@ -68,13 +92,18 @@ def read_table(source: str, response: str, covariates: Sequence[str] = ()) -> Ta
         raise ValueError(f"a covariate is named twice: {', '.join(chosen)}; name each once")
     if not chosen:
         raise ValueError(f"{source} has no column beside {response!r}; covariates are needed")
-    if frame.empty:
-        raise ValueError(f"{source} has a header but no rows; at least one row is needed")
     numbers = {name: _numbers(frame[name], name) for name in (*chosen, response)}
     return Table(pd.DataFrame({name: numbers[name] for name in chosen}), numbers[response])
 
 
-def _read(source: str) -> pd.DataFrame:
+def read_texts(source: str) -> pd.DataFrame:
+    """All columns of a CSV file, or of a shipped data set, as the texts that are in it.
+
+    Raises
+    ------
+    ValueError
+        If the file cannot be read, has no rows, or two columns of one name.
+    """
     path = Path(source)
     if not path.exists() or path.is_dir():
         path = shipped_data_sets().get(source.removesuffix(".csv"), path)
@@ -87,14 +116,54 @@ def _read(source: str) -> pd.DataFrame:
         ) from None
     except (OSError, ValueError) as error:  # pandas' parser and decoding errors are ValueErrors
         raise ValueError(f"{source} cannot be read as CSV: {error}") from None
-    names = raw.iloc[0].tolist()
-    return raw.iloc[1:].reset_index(drop=True).set_axis(names, axis=1)
+    names = raw.iloc[0]
+    if names.duplicated().any():
+        raise ValueError(
+            f"{source} has two columns named {names[names.duplicated()].iloc[0]!r}; rename one"
+        )
+    if len(raw) == 1:
+        raise ValueError(f"{source} has a header but no rows; at least one row is needed")
+    return raw.iloc[1:].reset_index(drop=True).set_axis(names.tolist(), axis=1)
+
+
+def numbers_or_levels(texts: pd.Series) -> pd.Series:
+    """The column as numbers if it has any, else as levels; what is missing becomes NaN or None.
+
+    "none" is missing among numbers, and a level among levels.
+
+    Raises
+    ------
+    ValueError
+        If it has numbers as well as other texts.
+    """
+    stripped = texts.str.strip()
+    values = pd.to_numeric(stripped, errors="coerce").astype(float)
+    missing, none = stripped.str.lower().isin(_MISSING), stripped.str.lower() == "none"
+    text = values.isna() & ~missing & ~none
+    if not text.any():
+        return values
+    if values.notna().any():
+        row = int(np.argmax(text)) + 1
+        raise ValueError(
+            f"column {texts.name!r} has numbers, but row {row} is {texts[row - 1]!r}; mend this "
+            "value, or if these are levels write all of them as words"
+        )
+    return stripped.astype(object).where(~missing, None)
+
+
+def check_present(name: str, bad: pd.Series | np.ndarray) -> None:
+    """Raise ValueError if any value is bad, with their count and the first row, from 1."""
+    if np.any(bad):
+        raise ValueError(
+            f"column {name!r} has {int(np.sum(bad))} values that are missing or infinite, the "
+            f"first in row {int(np.argmax(bad)) + 1}; remove or impute these rows first"
+        )
 
 
 def _numbers(texts: pd.Series, name: str) -> pd.Series:
     """The column as finite numbers that vary; row numbers in errors count from 1, header apart."""
     values = pd.to_numeric(texts.str.strip(), errors="coerce").astype(float)
-    blank = texts.str.strip().str.lower().isin(["", "na", "nan", "null", "none"])
+    blank = texts.str.strip().str.lower().isin([*_MISSING, "none"])
     text = values.isna() & ~blank
     if text.any():
         row = int(np.argmax(text)) + 1
@@ -102,13 +171,7 @@ def _numbers(texts: pd.Series, name: str) -> pd.Series:
             f"column {name!r} is not numeric: row {row} is {texts[row - 1]!r}; "
             "choose numeric covariates with --covariate, or encode it as numbers"
         )
-    bad = ~np.isfinite(values)
-    if bad.any():
-        row = int(np.argmax(bad)) + 1
-        raise ValueError(
-            f"column {name!r} has {int(bad.sum())} values that are missing or infinite, the first "
-            f"in row {row}; remove or impute these rows first"
-        )
+    check_present(name, ~np.isfinite(values))
     if values.nunique() < 2:
         raise ValueError(
             f"column {name!r} has the one distinct value {values[0]:g}; there is nothing to model: "

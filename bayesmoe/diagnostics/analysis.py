@@ -16,7 +16,7 @@ from bayesmoe.core.gate import Gate
 from bayesmoe.core.measure import FIELDS, MixingMeasure
 from bayesmoe.core.model import MoE
 from bayesmoe.core.validate import as_key
-from bayesmoe.data.table import Table
+from bayesmoe.data.table import Axis, Table
 from bayesmoe.diagnostics.alignment import align
 from bayesmoe.diagnostics.checks import Checks, check_posterior
 from bayesmoe.diagnostics.determination import free_variables
@@ -43,6 +43,8 @@ class Analysis(NamedTuple):
         ``log_prior``.
     checks
         The verdict on the posterior.
+    axis
+        What curves run along, where covariates are derived from columns by a formula.
     """
 
     model: MoE
@@ -52,9 +54,12 @@ class Analysis(NamedTuple):
     mle_measure: MixingMeasure
     posterior: DataTree
     checks: Checks
+    axis: Axis | None = None
 
 
-def analyse(model: MoE, table: Table, *, key: Array | int = 0) -> Analysis:
+def analyse(
+    model: MoE, table: Table, *, key: Array | int = 0, axis: Axis | None = None
+) -> Analysis:
     """Fit MLE and MAP, then sample the posterior from the MAP.
 
     Raises
@@ -78,6 +83,7 @@ def analyse(model: MoE, table: Table, *, key: Array | int = 0) -> Analysis:
         align(mle.measure, model.gate, map_.measure),
         align(whole, model.gate, map_.measure),
         check_posterior(model, whole),
+        axis,
     )
 
 

@@ -21,7 +21,7 @@ from xarray import DataTree
 from bayesmoe.core.measure import FIELDS, MixingMeasure
 from bayesmoe.core.model import MoE
 from bayesmoe.core.selection import find_columns
-from bayesmoe.data.table import Table
+from bayesmoe.data.table import Axis, Table
 from bayesmoe.diagnostics.alignment import align
 from bayesmoe.diagnostics.analysis import Analysis
 from bayesmoe.diagnostics.checks import Check, Checks, Verdict
@@ -57,6 +57,9 @@ class FitRequest(NamedTuple):
         Seeds starts and chains.
     gate_covariates, expert_covariates
         Covariates that the gate and the experts depend on, by name; None for all.
+    formula, gate_formula
+        What `bayesmoe.design` made the covariates by, which then are columns of its ``x``, as the
+        response is named by its ``y``; None where they are columns of the data.
     """
 
     data: str
@@ -69,6 +72,14 @@ class FitRequest(NamedTuple):
     seed: int = 0
     gate_covariates: tuple[str, ...] | None = None
     expert_covariates: tuple[str, ...] | None = None
+    formula: str | None = None
+    gate_formula: str | None = None
+
+    @property
+    def formulas(self) -> str:
+        """Both formulas in one line; empty where there are none."""
+        gate = "" if self.gate_formula is None else f", gate {self.gate_formula}"
+        return "" if self.formula is None else f"{self.formula}{gate}"
 
     def model(self, covariates: Sequence[str]) -> MoE:
         """The model of a table's covariates, given by name.
@@ -90,16 +101,23 @@ class FitRequest(NamedTuple):
 
     def command(self, out: str) -> str:
         """The command line that fits this again, into the directory ``out``."""
-        words = ["bayesmoe", "fit", self.data, "--response", self.response]
-        words += [word for name in self.covariates for word in ("--covariate", name)]
+        words = ["bayesmoe", "fit", self.data, *self._columns_or_formulas()]
         words += ["--gate", self.gate, "--experts", str(self.n_experts)]
         for name, value in self.options.items():
             words += [f"--{name.replace('_', '-')}", str(value)]
+        return shlex.join([*words, "--prior", self.prior, "--seed", str(self.seed), "--out", out])
+
+    def _columns_or_formulas(self) -> list[str]:
+        if self.formula is not None:
+            of_gate = [] if self.gate_formula is None else ["--gate-formula", self.gate_formula]
+            return ["--formula", self.formula, *of_gate]
+        words = ["--response", self.response]
+        words += [word for name in self.covariates for word in ("--covariate", name)]
         for name in _SELECTED:
             given = getattr(self, name)
             option = f"--{name.removesuffix('s').replace('_', '-')}"
             words += [word for one in _as_options(given) for word in (option, one)]
-        return shlex.join([*words, "--prior", self.prior, "--seed", str(self.seed), "--out", out])
+        return words
 
 
 def _as_options(names: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -131,9 +149,10 @@ def save_fit(directory: Path, request: FitRequest, analysis: Analysis) -> None:
     """Write ``posterior.nc`` and ``fits.nc`` into a directory that exists."""
     analysis.posterior.to_netcdf(directory / POSTERIOR, engine=_ENGINE)
     checks = analysis.checks.to_frame().to_xarray()
-    tree = DataTree.from_dict(
-        {"mle": _dataset(analysis.mle), "map": _dataset(analysis.map), "checks": checks}
-    )
+    groups = {"mle": _dataset(analysis.mle), "map": _dataset(analysis.map), "checks": checks}
+    if analysis.axis is not None:
+        groups["axis"] = _axis_dataset(analysis.axis)
+    tree = DataTree.from_dict(groups)
     tree.attrs = {
         "format": FORMAT,
         "request": json.dumps(_as_stored(request)),
@@ -196,7 +215,8 @@ def _assemble(fits: DataTree, posterior: DataTree) -> StoredFit:
     mle, map_ = (_fit(fits[name].to_dataset()) for name in ("mle", "map"))
     named = align(mle.measure, model.gate, map_.measure)
     checks = _checks(fits["checks"].to_dataset())
-    return StoredFit(request, Analysis(model, table, mle, map_, named, posterior, checks))
+    axis = _axis(fits["axis"].to_dataset()) if "axis" in fits.children else None
+    return StoredFit(request, Analysis(model, table, mle, map_, named, posterior, checks, axis))
 
 
 def _as_stored(request: FitRequest) -> dict[str, Any]:
@@ -216,6 +236,20 @@ def _table(posterior: DataTree, response: str) -> Table:
     y = posterior["observed_data"].to_dataset()["y"]
     names = [str(name) for name in x["covariate"].values]
     return Table(pd.DataFrame(x.values, columns=names), pd.Series(y.values, name=response))
+
+
+def _axis_dataset(axis: Axis) -> xr.Dataset:
+    variables = {
+        "values": ("obs", axis.values),
+        "points": ("point", axis.points),
+        "at": (("point", "covariate"), axis.at),
+    }
+    return xr.Dataset(variables, attrs={"name": axis.name, "held": json.dumps(axis.held)})
+
+
+def _axis(dataset: xr.Dataset) -> Axis:
+    values, points, at = (dataset[name].values for name in ("values", "points", "at"))
+    return Axis(str(dataset.attrs["name"]), values, points, at, json.loads(dataset.attrs["held"]))
 
 
 def _dataset(fit: Fit) -> xr.Dataset:

@@ -70,7 +70,7 @@ def write_analysis(directory: Path, request: FitRequest, analysis: Analysis) -> 
 
 def _write_fit_page(directory: Path, stored: StoredFit) -> Path:
     """Write ``fit.png``, ``fit.svg`` and ``report.html``; the latter's path."""
-    figure = fit_figure(stored.analysis)
+    figure = fit_figure(stored.analysis, stored.request.formulas)
     page = render_fit(stored, figure)
     save(figure, directory / "fit")
     write_bytes(directory / PAGE, page.encode("utf-8", "replace"))

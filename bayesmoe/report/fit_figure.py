@@ -12,6 +12,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from bayesmoe.core.measure import FIELDS, MixingMeasure
+from bayesmoe.data.table import Axis
 from bayesmoe.diagnostics.analysis import Analysis
 from bayesmoe.report._curves import (
     LEVEL,
@@ -50,8 +51,10 @@ class _Drawn(NamedTuple):
     curves: Curves
 
 
-def fit_figure(analysis: Analysis) -> Figure:
+def fit_figure(analysis: Analysis, formulas: str = "") -> Figure:
     """Data, MAP, and posterior against the first covariate, the others at their medians.
+
+    Where covariates are derived from columns, all is drawn against the first of these columns.
 
     Above: the observations, coloured by the experts that are responsible for them; the MAP's
     experts, faded where their gate probability is small; the posterior mean of E[Y|x] with a 90 %
@@ -62,37 +65,40 @@ def fit_figure(analysis: Analysis) -> Figure:
     ----------
     analysis
         From `analyse`: experts are named alike in its MAP and its posterior.
+    formulas
+        That covariates were derived by, if any: said in place of the covariates.
     """
     x, y, gate = analysis.table.x, analysis.table.y.to_numpy(), analysis.model.gate
-    measure = analysis.map.measure
-    at = _along_first(x)
+    measure, axis = analysis.map.measure, analysis.axis or _first(analysis.table.x)
+    at = jnp.asarray(axis.at)
     means, weights = map(np.asarray, expert_lines(gate, measure, at))
     curves = posterior_curves(gate, _draws(analysis), at)
-    drawn = _Drawn(np.asarray(at[:, 0]), means, weights, curves)
+    drawn = _Drawn(axis.points, means, weights, curves)
     shares = np.asarray(responsibilities(gate, measure, jnp.asarray(x.to_numpy()), jnp.asarray(y)))
-    head = _head(analysis)
+    head = _head(analysis, axis, formulas)
     top = 0.36 + 0.2 * len(head)
     with style():
         figure = new_figure(_LEFT + _WIDTH + 1.6, top + _UPPER + _GAP + _LOWER + 0.55)
         upper = axes_at(figure, _LEFT, top, _WIDTH, _UPPER)
         lower = axes_at(figure, _LEFT, top + _UPPER + _GAP, _WIDTH, _LOWER)
-        _scatter(upper, x.iloc[:, 0].to_numpy(), y, shares)
+        _scatter(upper, axis.values, y, shares)
         _draw_upper(upper, drawn, y)
         _draw_lower(lower, drawn)
         upper.set_ylabel(_short(analysis.table.y.name))
-        lower.set_xlabel(_short(x.columns[0]))
+        lower.set_xlabel(_short(axis.name))
         for line, (text, colour) in enumerate(head):
             weight = "normal" if line else "bold"
             text_at(figure, 0.12, 0.22 + 0.2 * line, text, color=colour, weight=weight, size=8.5)
     return figure
 
 
-def _along_first(x: pd.DataFrame) -> jnp.ndarray:
-    """Points along the first covariate, the others at their medians, shape ``(m, d)``."""
-    values = x.to_numpy()
-    at = np.tile(np.median(values, axis=0), (_POINTS, 1))
+def _first(x: pd.DataFrame) -> Axis:
+    """The first covariate, the others at their medians."""
+    values, medians = x.to_numpy(), x.median()
+    at = np.tile(medians.to_numpy(), (_POINTS, 1))
     at[:, 0] = np.linspace(values[:, 0].min(), values[:, 0].max(), _POINTS)
-    return jnp.asarray(at)
+    held: dict[str, float | str] = {str(name): float(v) for name, v in medians.iloc[1:].items()}
+    return Axis(str(x.columns[0]), values[:, 0], at[:, 0], at, held)
 
 
 def _draws(analysis: Analysis) -> MixingMeasure:
@@ -203,35 +209,42 @@ def _peak(share: np.ndarray) -> float:
 # --- texts
 
 
-def _head(analysis: Analysis) -> list[Text]:
+def _head(analysis: Analysis, axis: Axis, formulas: str) -> list[Text]:
     """What was fitted, what the upper panel shows, and what to beware of."""
     table, status = analysis.table, str(analysis.posterior.attrs["status"])
     k = analysis.model.n_experts
     experts = "1 expert" if k == 1 else f"{k} experts"
-    label = plain(analysis.model.gate.label)
+    label, straight = plain(analysis.model.gate.label), "" if formulas else "straight "
     lines = [
         (f"{label}, {experts}, n = {size_text(len(table.y))}", INK),
-        ("points: data, coloured by expert; straight lines: experts at the MAP, faded where their "
-         "gate probability is small", MUTED),
+        (f"points: data, coloured by expert; {straight}lines: experts at the MAP, faded where "
+         "their gate probability is small", MUTED),
     ]  # fmt: skip
     selected = analysis.model.selection.describe([_short(name, 20) for name in table.x.columns])
-    if selected:
+    if formulas:
+        lines.append((_short(formulas, 96), MUTED))
+    elif selected:
         lines.append((f"covariates: {selected}", MUTED))
-    others = table.x.iloc[:, 1:]
-    if others.shape[1]:
-        lines.append((f"all curves are at the medians of {_medians(others)}", MUTED))
+    if axis.held:
+        lines.append((f"all curves are at {_held(axis.held)}, while the data vary in all", MUTED))
     if status != "converged":
         lines.append((f"the posterior is not to be trusted: {STATUS_LABELS[status]}", WARNING))
     return lines
 
 
-def _medians(others: pd.DataFrame) -> str:
-    """Other covariates and their medians, or their number if they are many."""
-    if others.shape[1] > 3:
-        return f"the {others.shape[1]} other covariates, while the data vary in all"
-    values = others.median()
-    named = (f"{_short(name, 20)} = {_figure_number(v)}" for name, v in values.items())
-    return f"{', '.join(named)}, while the data vary in all"
+def _held(values: dict[str, float | str]) -> str:
+    """Where other columns are held, or their number if they are many."""
+    levels = any(isinstance(value, str) for value in values.values())
+    numbers = any(isinstance(value, float) for value in values.values())
+    what = " and ".join(["medians"] * numbers + ["most frequent levels"] * levels)
+    if len(values) > 3:
+        return f"the {what} of the {len(values)} other covariates"
+    named = ", ".join(
+        f"{_short(name, 20)} = "
+        f"{_figure_number(value) if isinstance(value, float) else _short(value, 20)}"
+        for name, value in values.items()
+    )
+    return named if levels else f"the {what} of {named}"
 
 
 def _figure_number(value: float) -> str:

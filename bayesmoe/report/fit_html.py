@@ -46,8 +46,8 @@ def render_fit(stored: StoredFit, figure: Figure) -> str:
     analysis = stored.analysis
     table, attributes = analysis.table, analysis.posterior.attrs
     return environment().get_template("fit.html").render(
-        title=f"{table.y.name} given {_listed(list(table.x.columns))}",
-        model=_model_text(analysis),
+        title=stored.request.formulas or f"{table.y.name} given {_listed(list(table.x.columns))}",
+        model=_model_text(stored),
         points=[
             {"name": ESTIMATOR_LABELS[name].upper(), "converged": fit.converged,
              "text": _point_text(name, fit)}
@@ -58,7 +58,7 @@ def render_fit(stored: StoredFit, figure: Figure) -> str:
         troubles=find_troubles(analysis),
         estimates=estimate_rows(analysis),
         errors_missing="" if analysis.mle.converged else STATUS_LABELS[_status(analysis.mle)],
-        figure={"source": svg(figure), "caption": _CAPTION, "alt": _alternative(analysis)},
+        figure={"source": svg(figure), "caption": _caption(stored), "alt": _alternative(analysis)},
         checks=analysis.checks.checks,
         starts=_start_rows(analysis),
         settings=_settings(stored),
@@ -68,16 +68,19 @@ def render_fit(stored: StoredFit, figure: Figure) -> str:
     )  # fmt: skip
 
 
-_CAPTION = (
-    "Above: observations, coloured by the expert that is responsible for them; straight lines are "
-    "the experts of the MAP; grey bands are the posterior's. Below: gate probabilities. Experts "
-    "have the numbers of the table."
-)
+def _caption(stored: StoredFit) -> str:
+    straight = "" if stored.request.formulas else "straight "
+    return (
+        f"Above: observations, coloured by the expert that is responsible for them; {straight}"
+        "lines are the experts of the MAP; grey bands are the posterior's. Below: gate "
+        "probabilities. Experts have the numbers of the table."
+    )
 
 
 def _alternative(analysis: Analysis) -> str:
     """What the figure shows, in words."""
-    y, first = analysis.table.y.name, analysis.table.x.columns[0]
+    y, axis = analysis.table.y.name, analysis.axis
+    first = analysis.table.x.columns[0] if axis is None else axis.name
     return f"{y} against {first}: data, the experts' lines, posterior mean and bands; below, gates."
 
 
@@ -89,12 +92,14 @@ def _listed(names: list[Any]) -> str:
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
 
 
-def _model_text(analysis: Analysis) -> str:
+def _model_text(stored: StoredFit) -> str:
+    analysis, formulas = stored.analysis, stored.request.formulas
     model, n = analysis.model, size_text(len(analysis.table.y))
     experts = "1 expert" if model.n_experts == 1 else f"{model.n_experts} experts"
-    selected = model.selection.describe([str(name) for name in analysis.table.x.columns])
+    names = [str(name) for name in analysis.table.x.columns]
+    selected = "" if formulas else model.selection.describe(names)
     return (
-        f"{analysis.table.y.name} by {_listed(list(analysis.table.x.columns))}, n = {n}, with "
+        f"{formulas or f'{analysis.table.y.name} by {_listed(names)}'}, n = {n}, with "
         f"{experts} under the {model.gate.label} gate; {selected}{'; ' if selected else ''}"
         f"prior: {model.prior_name}."
     )
@@ -191,6 +196,7 @@ def _settings(stored: StoredFit) -> list[tuple[str, str]]:
     sizes = tree["posterior"].sizes
     return [
         ("Data", request.data),
+        *([("Formula", request.formulas)] if request.formulas else []),
         ("Response", request.response),
         ("Covariates", ", ".join(map(str, stored.analysis.table.x.columns))),
         *_selected(stored),

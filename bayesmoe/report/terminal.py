@@ -217,7 +217,7 @@ def print_comparison(comparison: Comparison) -> None:
     if not console.is_terminal:
         console.width = max(console.width, _LEAST_WIDTH)
     table = Table(box=None, pad_edge=False)
-    table.add_column("model", no_wrap=True)
+    table.add_column("model", overflow="fold")
     headings = ("p", "log-lik.", "AIC", "BIC", "ICL", "elpd", "difference", "weight", "experts")
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
@@ -251,9 +251,9 @@ def _checks_table(checks: Checks) -> Table:
 
 def _frame_table(frame: pd.DataFrame, title: str) -> Table:
     table = Table(title=title)
-    table.add_column(str(frame.index.name), no_wrap=True)
+    table.add_column(str(frame.index.name), overflow="fold")
     for name in frame.columns:
-        table.add_column(str(name), justify="right")
+        table.add_column(str(name), justify="right", no_wrap=True)
     for label, row in frame.iterrows():
-        table.add_row(str(label), *(f"{value:.4g}" for value in row))
+        table.add_row(escape(str(label)), *(f"{value:.4g}" for value in row))
     return table
