@@ -26,7 +26,8 @@ variance             (k,)    positive  ``prior.variance``
 Invariances. Gauge: permutation of experts; translation of all (β1_i, β0_i) by one vector, which
 the reference expert β1_k = 0, β0_k = 0 pins. Rays: none for K >= 2. With K = 1 the gate knows only
 which logit is largest: (cβ1, cβ0), c > 0, has the same density, and no data determine the scale.
-The losses do not take an infimum over it, and so have no rate.
+The losses do not take an infimum over it, and so have no rate. The prior's mode being zero, the
+posterior density rises towards it along this ray: the MAP's scale is zero but for rounding.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ import json
 import arviz_base
 import numpy as np
 import pandas as pd
+import scipy.special
+import scipy.stats
 
 import bayesmoe as bm
 from bayesmoe.core.measure import FIELDS, MixingMeasure
@@ -46,6 +48,15 @@ def simulate(measure: MixingMeasure = CENTRE) -> tuple[np.ndarray, np.ndarray]:
     return x[:, None], y
 
 
+def pointwise(draws: dict[str, np.ndarray], x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """log g(y_j|x_j) of each draw, shape ``(chain, draw, n)``."""
+    logits = draws["gate_slope"] @ x.T + draws["gate_intercept"][..., None]
+    means = draws["slope"] @ x.T + draws["intercept"][..., None]
+    laws = scipy.stats.norm(means, np.sqrt(draws["variance"])[..., None])
+    weights = scipy.special.softmax(logits, axis=-2)
+    return np.log((weights * laws.pdf(y)).sum(-2))
+
+
 def passed(**others: tuple[Verdict, float, str]) -> Checks:
     """All checks passed but those given by name, underscores for spaces."""
     found = dict.fromkeys(_CHECKS, (Verdict.PASSED, 0.5, "well"))
@@ -72,7 +83,7 @@ def make_analysis(
     stats = {"log_likelihood": rng.normal(size=(2, 50)), "lp": rng.normal(size=(2, 50))}
     tree = arviz_base.from_dict(
         {"posterior": draws, "sample_stats": stats, "observed_data": {"y": y},
-         "constant_data": {"x": x}},
+         "log_likelihood": {"y": pointwise(draws, x, y)}, "constant_data": {"x": x}},
         dims=DIMS,
         coords={"expert": np.arange(2), "covariate": [names[0]], "obs": np.arange(N)},
         attrs={"/": {"status": "converged", "max_rhat": 1.0, "min_ess": np.inf, "n_warmup": 5,

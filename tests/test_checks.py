@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from xarray import DataTree
 import bayesmoe as bm
 from bayesmoe.diagnostics import checks
 from bayesmoe.diagnostics.checks import Check, Checks, Verdict, check_posterior
+from bayesmoe.diagnostics.left_out import groups_by
 
 N, SHAPE = 300, (4, 250)
 
@@ -75,7 +77,7 @@ def test_a_good_posterior_passes_everything() -> None:
     assert {check.verdict for check in result.checks} == {Verdict.PASSED}
     assert result.verdict is Verdict.PASSED
     names = ["chains", "effective draws", "divergences", "energy", "modes", "influential rows"]
-    names += ["calibration", "prior sensitivity", "determined by data"]
+    names += ["calibration", "calibration given x", "prior sensitivity", "determined by data"]
     assert [check.name for check in result.checks] == names
     assert found(result, "chains").value < 1.01
     assert found(result, "effective draws").value > 700  # of 1000 independent draws
@@ -179,6 +181,54 @@ def test_a_model_of_the_wrong_width_is_not_calibrated() -> None:
     assert float(check.text.split("law by ")[1].split()[0]) == pytest.approx(
         direct.statistic, abs=0.02
     )
+
+
+def test_what_cancels_over_all_rows_is_seen_given_x() -> None:
+    """A wave about the line: residuals of either sign take turns, in all they look normal."""
+    x, _ = line()
+    noise = np.random.default_rng(5).normal(size=N)
+    y = 2 * x + 0.5 * np.sin(4 * x) + 0.5 * noise
+    result = check_posterior(model(), bm.sample_laplace(model(), x, y, n_draws=SHAPE[1]))
+    assert found(result, "calibration").verdict is Verdict.PASSED
+    check = found(result, "calibration given x")
+    assert check.verdict is Verdict.FAILED
+    # residuals of rows left out, from the line of the others, in fifths of the rows by x
+    design = np.column_stack([x, np.ones(N)])
+    leverage = np.einsum("ij,jk,ik->i", design, np.linalg.inv(design.T @ design), design)
+    residual = y - design @ np.linalg.lstsq(design, y, rcond=None)[0]
+    others = (residual @ residual - residual**2 / (1 - leverage)) / (N - 3)
+    pit = scipy.stats.t(N - 3).cdf(residual / np.sqrt(others * (1 - leverage)))
+    fifths = np.sort(x).reshape(5, -1)
+    pvalues = [scipy.stats.kstest(pit[np.isin(x, fifth)], "uniform").pvalue for fifth in fifths]
+    np.testing.assert_allclose(np.log(check.value), np.log(5 * min(pvalues)), rtol=0.05)
+    worst = fifths[int(np.argmin(pvalues))]
+    assert f"where covariate 0 is in [{worst[0]:.4g}, {worst[-1]:.4g}]" in check.text
+
+
+def test_the_groups_of_a_right_model_err_as_often_as_they_say() -> None:
+    """At a level of 5 %, in 2000 tables: within three standard errors above it (1.5 %)."""
+    rng = np.random.default_rng(6)
+    x = rng.integers(0, 12, size=53).astype(float)  # ties, and groups of two sizes
+    least = [min(g.pvalue for g in groups_by(x, rng.uniform(size=53))) for _ in range(2000)]
+    assert 0.02 < np.mean(5 * np.array(least) < 0.05) < 0.065
+
+
+def test_groups_are_neighbours() -> None:
+    rng = np.random.default_rng(7)
+    x = rng.normal(size=47)
+    groups = groups_by(x, rng.uniform(size=47))
+    assert [len(group.rows) for group in groups] == [12, 12, 12, 11]
+    assert sorted(np.concatenate([group.rows for group in groups])) == list(range(47))
+    assert all(left.high < right.low for left, right in itertools.pairwise(groups))
+    assert groups_by(x[:19], x[:19]) == []
+
+
+def test_few_rows_are_not_looked_at_in_groups() -> None:
+    x, y = line()
+    tree = bm.sample_laplace(model(), x[:19], y[:19], n_draws=SHAPE[1])
+    check = found(check_posterior(model(), tree), "calibration given x")
+    assert check.verdict is Verdict.NOT_CHECKED
+    assert "19 rows are too few" in check.text
 
 
 def test_rows_that_decide_alone_are_named() -> None:

@@ -399,7 +399,7 @@ def test_a_fit_of_real_data_leaves_all_that_it_promises(tmp_path: Path) -> None:
     assert printed.endswith(f"report: {out / 'report.html'}\n")
     assert {path.name for path in out.iterdir()} == {
         "estimates.csv", "starts.csv", "posterior_summary.csv", "checks.csv", "posterior.nc",
-        "fits.nc", "fit.png", "fit.svg", "report.html",
+        "fits.nc", "fit.png", "fit.svg", "calibration.png", "calibration.svg", "report.html",
     }  # fmt: skip
     estimates = pd.read_csv(out / "estimates.csv", index_col="parameter")
     checks = pd.read_csv(out / "checks.csv", index_col="check")

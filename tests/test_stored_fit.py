@@ -77,12 +77,22 @@ def test_a_fit_is_opened_again_bit_for_bit(stored: StoredFit, tmp_path: Path) ->
     assert dict(before.posterior.attrs) == dict(after.posterior.attrs)
 
 
+def test_an_opened_fit_needs_its_files_no_more(written: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(written, out)
+    opened = load_fit(out).analysis.posterior
+    shutil.rmtree(out)
+    with xr.open_datatree(written / "posterior.nc") as kept:
+        for node in opened.subtree:
+            xr.testing.assert_identical(node.to_dataset(), kept[node.path].to_dataset())
+
+
 def test_the_report_is_written_anew_as_it_was(written: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(written, out)
     assert [path.name for path in written.parent.iterdir()] == ["out"], "nothing else is left"
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    for name in ("report.html", "fit.png", "fit.svg"):
+    for name in ("report.html", "fit.png", "fit.svg", "calibration.png", "calibration.svg"):
         (out / name).unlink()
     result = CliRunner().invoke(app, ["report", str(out)])
     assert result.exit_code == 0, result.output
@@ -98,7 +108,7 @@ def spoil(directory: Path, how: str) -> None:
         (directory / "posterior.nc").unlink()
     elif how == "other data":
         with xr.open_datatree(directory / "posterior.nc") as opened:
-            tree = opened.load()
+            tree = opened.map_over_datasets(xr.Dataset.load)
         tree["observed_data"]["y"][3] += 1e-9
         tree.to_netcdf(directory / "posterior.nc", engine="h5netcdf")
     elif how == "other format":

@@ -7,33 +7,30 @@ named as in the densest draw. What cannot be computed is reported as not checked
 from __future__ import annotations
 
 import enum
-import functools
 import logging
 from typing import NamedTuple
 
 import arviz_stats
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import scipy.stats
 import xarray as xr
 from arviz_stats.base import array_stats
-from jax import Array
 from xarray import DataTree
 
-from bayesmoe.core.density import conditional_density
 from bayesmoe.core.gate import Gate
-from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE
 from bayesmoe.diagnostics.alignment import align
 from bayesmoe.diagnostics.chain_modes import chain_modes
 from bayesmoe.diagnostics.determination import densest_draw, determination, free_parameters
+from bayesmoe.diagnostics.left_out import groups_by, left_out
 from bayesmoe.diagnostics.mixing import watched
 from bayesmoe.diagnostics.posterior import check_tree, tree_selection
-from bayesmoe.theory.voronoi import as_measure
 
 _MOST_LISTED = 4  # parameters named in a sentence
+
+#: the name of the check of calibration in groups of rows
+GIVEN_X = "calibration given x"
 
 
 class Verdict(enum.IntEnum):
@@ -220,11 +217,11 @@ def _modes(tree: DataTree) -> Check:
 # --- the model
 
 
-def _left_out(gate: Gate, tree: DataTree) -> tuple[Check, Check]:
+def _left_out(gate: Gate, tree: DataTree) -> tuple[Check, ...]:
     """What leaving each row out in turn tells, by importance: influence and calibration."""
-    pointwise = tree["log_likelihood"]["y"].transpose("chain", "draw", "obs").values
-    log_weights, k = array_stats.psislw(pointwise.reshape(-1, pointwise.shape[-1]).T, axis=-1)
-    return _influence(np.asarray(k), len(log_weights.T)), _calibration(gate, tree, log_weights.T)
+    rows, n_draws = left_out(gate, tree), tree["sample_stats"]["lp"].size
+    conditional = _calibration_given_x(rows.pit, tree["constant_data"].to_dataset()["x"])
+    return _influence(rows.pareto_k, n_draws), _calibration(rows.pit), conditional
 
 
 def _influence(k: np.ndarray, n_draws: int) -> Check:
@@ -237,12 +234,8 @@ def _influence(k: np.ndarray, n_draws: int) -> Check:
     return _check("influential rows", INFLUENTIAL, len(bad) / len(k), text)
 
 
-def _calibration(gate: Gate, tree: DataTree, log_weights: np.ndarray) -> Check:
+def _calibration(pit: np.ndarray) -> Check:
     """Whether P(Y <= y|x) of the rows, each left out, are uniform (Kolmogorov and Smirnov)."""
-    x, y = np.asarray(tree["constant_data"]["x"]), np.asarray(tree["observed_data"]["y"])
-    below = np.asarray(_below(gate, as_measure(tree), jnp.asarray(x), jnp.asarray(y)))
-    weights = np.exp(log_weights - log_weights.max(axis=0))
-    pit = np.sum(weights * below.reshape(weights.shape), axis=0) / np.sum(weights, axis=0)
     result = scipy.stats.kstest(pit, "uniform")
     text = (
         f"P(Y <= y|x) of rows left out is off a uniform law by {result.statistic:.3f} at most, "
@@ -251,14 +244,20 @@ def _calibration(gate: Gate, tree: DataTree, log_weights: np.ndarray) -> Check:
     return _check("calibration", UNIFORM, -float(result.pvalue), text)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _below(gate: Gate, measures: MixingMeasure, x: Array, y: Array) -> Array:
-    """P(Y <= y_j|x_j) of every draw, shape ``(chain, draw, n)``."""
-
-    def one(measure: MixingMeasure) -> Array:
-        return conditional_density(gate, measure, x).cdf(y)
-
-    return jax.lax.map(lambda chain: jax.lax.map(one, chain), measures)
+def _calibration_given_x(pit: np.ndarray, x: xr.DataArray) -> Check:
+    """The same in groups of rows by each covariate, with Bonferroni's correction."""
+    columns = {str(c): x.sel(covariate=c).to_numpy() for c in x["covariate"].to_numpy()}
+    groups = [(name, one) for name, values in columns.items() for one in groups_by(values, pit)]
+    if not groups:
+        text = f"{len(pit)} rows are too few to be looked at in groups; 20 are needed"
+        return Check(GIVEN_X, Verdict.NOT_CHECKED, np.nan, text)
+    name, worst = groups[int(np.argmin([group.pvalue for _, group in groups]))]
+    pvalue = float(np.minimum(1.0, len(groups) * worst.pvalue))  # NaN stays NaN
+    text = (
+        f"the same in {len(groups)} groups of rows, worst where covariate {name} is in "
+        f"[{worst.low:.4g}, {worst.high:.4g}]: p = {pvalue:.2g} after Bonferroni's correction"
+    )
+    return _check(GIVEN_X, UNIFORM, -pvalue, text)
 
 
 # --- the prior

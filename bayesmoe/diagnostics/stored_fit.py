@@ -200,7 +200,10 @@ def _open(directory: Path, name: str) -> DataTree:
         raise StoredFitError(f"{directory} is not a fit: it has no {name}")
     try:
         with xr.open_datatree(path, engine=_ENGINE) as opened:
-            return opened.load()
+            # DataTree.load passes over variables that have the name of a group, as log_likelihood
+            for variable in (one for node in opened.subtree for one in node.variables.values()):
+                variable.load()
+            return opened
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise StoredFitError(f"{path} cannot be read ({reason}); fit again") from None

@@ -18,6 +18,7 @@ from bayesmoe.core.measure import GateParameters, MixingMeasure
 from bayesmoe.core.priors import weak
 from bayesmoe.core.scaling import Scaling
 from bayesmoe.core.selection import ALL, Columns, Selection, take
+from bayesmoe.inference.sharp_gate import sharpen_starts
 
 _ROWS = 1000  # a start needs no more data than this
 _GATE_ROWS = 512  # nor a gate more than this
@@ -43,27 +44,36 @@ def starting_points(
     n_starts: int,
     given: MixingMeasure | None,
 ) -> Array:
-    """Coordinates ``(S, p)``: the measures ``given`` first, then ``n_starts`` agnostic ones."""
+    """Coordinates ``(S, p)``: the measures ``given`` first, then ``n_starts`` agnostic ones.
+
+    Where the gate has one active expert all are moved as by `sharpen_starts`.
+    """
     batches = []
     if given is not None:
         _check_starts(layout, given)
         batch = jax.tree.map(lambda leaf: leaf if given.batch_shape else leaf[None], given)
         batches.append(_pack(layout, scaling, batch))
+    known: Scaling = jax.tree.map(np.asarray, scaling)  # JAX would compile anew for every n
+    covariates, response = np.asarray(x), np.asarray(y)
+    standard_x = (covariates - known.x_shift) / known.x_scale
+    standard_y = (response - known.y_shift) / known.y_scale
+    gate_x = (covariates - known.gate_shift) / known.gate_scale
     if n_starts:
-        known: Scaling = jax.tree.map(np.asarray, scaling)  # JAX would compile anew for every n
-        covariates, response = np.asarray(x), np.asarray(y)
         found = agnostic(
             key,
             layout.gate,
             layout.n_experts,
-            (covariates - known.x_shift) / known.x_scale,
-            (response - known.y_shift) / known.y_scale,
+            standard_x,
+            standard_y,
             n_starts,
-            (covariates - known.gate_shift) / known.gate_scale,
+            gate_x,
             layout.selection,
         )
         batches.append(_pack(layout, Scaling.identity(x.shape[1]), found))
-    return jnp.concatenate(batches)
+    points = jnp.concatenate(batches)
+    if layout.n_experts > 1 and layout.gate.subset_size == 1:
+        return sharpen_starts(layout, points, gate_x, standard_x, standard_y)
+    return points
 
 
 @partial(jax.jit, static_argnums=0)

@@ -216,6 +216,11 @@ _CHECKS = {
         "The model misses the law of the response given the covariates: try more experts, another "
         "gate, or another scale of the response, and compare.",
     ),
+    "calibration given x": (
+        "Not calibrated at some covariates",
+        "The model misses the law of the response where the check says so: look at the figure of "
+        "calibration, and try more experts, another gate, or terms that bend.",
+    ),
     "prior sensitivity": (
         "The prior matters",
         "Name the prior beside these parameters, and see how they change under --prior compact.",

@@ -15,7 +15,7 @@ from bayesmoe.report.style import (
     MUTED,
     WARNING,
     number,
-    plain,
+    short,
     size_text,
     style,
 )
@@ -40,7 +40,7 @@ def compare_figure(comparison: Comparison) -> Figure:
         From `compare_models`.
     """
     frame = comparison.to_frame()
-    names = [_short(name) for name in frame.index]
+    names = [short(name, _LONGEST) for name in frame.index]
     left = 0.3 + _CHARACTER * max(map(len, names))
     height = _ROW * len(frame)
     head = _head(comparison)
@@ -109,14 +109,9 @@ def _axes(ax: Axes, frame: pd.DataFrame, names: list[str]) -> None:
 
 def _head(comparison: Comparison) -> list[tuple[str, str]]:
     n = len(comparison.table.y)
-    response = _short(comparison.table.y.name)
+    response = short(comparison.table.y.name, _LONGEST)
     return [
         (f"Predicting {response}, n = {size_text(n)}: leave-one-out comparison", INK),
         (f"bars: ± {N_ERRORS:g} standard errors; grey: differences below {SMALL:g}, noise whatever "
          "their error", MUTED),
     ]  # fmt: skip
-
-
-def _short(name: object) -> str:
-    text = " ".join(str(name).split())
-    return plain(text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…")

@@ -20,6 +20,7 @@ from bayesmoe.report.figures import save, study_figures
 from bayesmoe.report.fit_figure import fit_figure
 from bayesmoe.report.fit_html import render_fit
 from bayesmoe.report.html import render_study
+from bayesmoe.report.pit_figure import pit_figure
 from bayesmoe.study.files import write_bytes
 from bayesmoe.study.outputs import write_outputs
 from bayesmoe.study.stored import RESULTS_NAME, Stored
@@ -55,8 +56,8 @@ def write_analysis(directory: Path, request: FitRequest, analysis: Analysis) -> 
     """Write report, estimates, starts, posterior and figure of a fit to a new directory.
 
     ``report.html``, ``estimates.csv``, ``starts.csv``, ``posterior_summary.csv``, ``checks.csv``,
-    ``fits.nc``, ``posterior.nc``, ``fit.png`` and ``fit.svg`` are written to a hidden directory
-    beside it, which is then renamed.
+    ``fits.nc``, ``posterior.nc``, and the figures ``fit`` and ``calibration``, each as ``.png`` and
+    ``.svg``, are written to a hidden directory beside it, which is then renamed.
     """
     with _whole(directory) as partial:
         estimates(analysis).to_csv(partial / "estimates.csv")
@@ -69,10 +70,12 @@ def write_analysis(directory: Path, request: FitRequest, analysis: Analysis) -> 
 
 
 def _write_fit_page(directory: Path, stored: StoredFit) -> Path:
-    """Write ``fit.png``, ``fit.svg`` and ``report.html``; the latter's path."""
+    """Write the figures ``fit`` and ``calibration``, and ``report.html``; the latter's path."""
     figure = fit_figure(stored.analysis, stored.request.formulas)
-    page = render_fit(stored, figure)
+    calibration = pit_figure(stored.analysis)
+    page = render_fit(stored, figure, calibration)
     save(figure, directory / "fit")
+    save(calibration, directory / "calibration")
     write_bytes(directory / PAGE, page.encode("utf-8", "replace"))
     return directory / PAGE
 

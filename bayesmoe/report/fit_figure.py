@@ -30,6 +30,7 @@ from bayesmoe.report.style import (
     WARNING,
     percent,
     plain,
+    short,
     size_text,
     style,
 )
@@ -84,8 +85,8 @@ def fit_figure(analysis: Analysis, formulas: str = "") -> Figure:
         _scatter(upper, axis.values, y, shares)
         _draw_upper(upper, drawn, y)
         _draw_lower(lower, drawn)
-        upper.set_ylabel(_short(analysis.table.y.name))
-        lower.set_xlabel(_short(axis.name))
+        upper.set_ylabel(short(analysis.table.y.name))
+        lower.set_xlabel(short(axis.name))
         for line, (text, colour) in enumerate(head):
             weight = "normal" if line else "bold"
             text_at(figure, 0.12, 0.22 + 0.2 * line, text, color=colour, weight=weight, size=8.5)
@@ -220,9 +221,9 @@ def _head(analysis: Analysis, axis: Axis, formulas: str) -> list[Text]:
         (f"points: data, coloured by expert; {straight}lines: experts at the MAP, faded where "
          "their gate probability is small", MUTED),
     ]  # fmt: skip
-    selected = analysis.model.selection.describe([_short(name, 20) for name in table.x.columns])
+    selected = analysis.model.selection.describe([short(name, 20) for name in table.x.columns])
     if formulas:
-        lines.append((_short(formulas, 96), MUTED))
+        lines.append((short(formulas, 96), MUTED))
     elif selected:
         lines.append((f"covariates: {selected}", MUTED))
     if axis.held:
@@ -240,8 +241,8 @@ def _held(values: dict[str, float | str]) -> str:
     if len(values) > 3:
         return f"the {what} of the {len(values)} other covariates"
     named = ", ".join(
-        f"{_short(name, 20)} = "
-        f"{_figure_number(value) if isinstance(value, float) else _short(value, 20)}"
+        f"{short(name, 20)} = "
+        f"{_figure_number(value) if isinstance(value, float) else short(value, 20)}"
         for name, value in values.items()
     )
     return named if levels else f"the {what} of {named}"
@@ -249,8 +250,3 @@ def _held(values: dict[str, float | str]) -> str:
 
 def _figure_number(value: float) -> str:
     return f"{value:.4g}".replace("-", "−")
-
-
-def _short(name: object, length: int = 48) -> str:
-    text = " ".join(str(name).split())
-    return plain(text if len(text) <= length else text[: length - 1] + "…")

@@ -28,15 +28,15 @@ _VERDICTS = {
 Row = dict[str, Any]
 
 
-def render_fit(stored: StoredFit, figure: Figure) -> str:
+def render_fit(stored: StoredFit, figure: Figure, calibration: Figure) -> str:
     """The report of a fit as one HTML page that needs nothing else.
 
     Parameters
     ----------
     stored
         The request and its analysis, as `load_fit` returns them.
-    figure
-        From `fit_figure`.
+    figure, calibration
+        From `fit_figure` and `pit_figure`.
 
     Returns
     -------
@@ -60,6 +60,7 @@ def render_fit(stored: StoredFit, figure: Figure) -> str:
         errors_missing="" if analysis.mle.converged else STATUS_LABELS[_status(analysis.mle)],
         figure={"source": svg(figure), "caption": _caption(stored), "alt": _alternative(analysis)},
         checks=analysis.checks.checks,
+        calibration={"source": svg(calibration), "caption": _CALIBRATION, "alt": _CALIBRATION_ALT},
         starts=_start_rows(analysis),
         settings=_settings(stored),
         versions=json.loads(attributes["versions"]).items(),
@@ -75,6 +76,14 @@ def _caption(stored: StoredFit) -> str:
         "lines are the experts of the MAP; grey bands are the posterior's. Below: gate "
         "probabilities. Experts have the numbers of the table."
     )
+
+
+_CALIBRATION = (
+    "Where each observation lies in what all other rows predict of it, from 0 (below all that was "
+    "expected) to 1 (above). If the model is right, points fill the square evenly at every "
+    "covariate: black lines, the quartiles of neighbouring rows, lie on the grey ones."
+)
+_CALIBRATION_ALT = "P(Y at most y given x) of rows left out, against each covariate."
 
 
 def _alternative(analysis: Analysis) -> str:

@@ -136,6 +136,12 @@ def plain(text: str) -> str:
     return kept.replace("$", r"\$")
 
 
+def short(name: object, length: int = 48) -> str:
+    """A name as by `plain`, with an ellipsis if it is longer than ``length`` characters."""
+    text = " ".join(str(name).split())
+    return plain(text if len(text) <= length else text[: length - 1] + "…")
+
+
 def number(value: float, digits: int = 2) -> str:
     """A number with a typographic minus sign; a dash if it is not finite."""
     if not math.isfinite(value):

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from bayesmoe.core.gate import PARAMETER_BLOCKS, Gate, Rate
+from bayesmoe.core.gate import NO_RATE, PARAMETER_BLOCKS, Gate, Rate
 from bayesmoe.study.cell import LOSSES
 from bayesmoe.study.early_em import used
 from bayesmoe.study.expected import expected_rate
@@ -136,7 +136,9 @@ def _quantities(gate: Gate, one: xr.Dataset, estimator: str) -> Iterator[_Row]:
         rate = expected_rate(gate, "temperature", surplus)
         yield _Row("temperature_sd", None, one["posterior_sd"].sel(block="temperature"), rate)
     if estimator == "map" and surplus == 0 and np.isfinite(one["map_mle_distance"]).any():
-        yield _Row("map_mle_distance", None, one["map_mle_distance"], Rate(-1.0, "n^-1"))
+        # of a single active expert the gate's scale is left to the prior
+        rate = NO_RATE if gate.subset_size == 1 else Rate(-1.0, "n^-1")
+        yield _Row("map_mle_distance", None, one["map_mle_distance"], rate)
 
 
 def _measure(plan: Plan, case: _Case) -> dict[str, Any]:

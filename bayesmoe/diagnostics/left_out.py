@@ -1,0 +1,102 @@
+"""What a posterior says of each row without that row, by importance sampling."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+from arviz_stats.base import array_stats
+from jax import Array
+from xarray import DataTree
+
+from bayesmoe.core.density import conditional_density
+from bayesmoe.core.gate import Gate
+from bayesmoe.core.measure import MixingMeasure
+from bayesmoe.theory.voronoi import as_measure
+
+_GROUPS = 5  # of rows, by a covariate
+_LEAST = 10  # rows in a group
+
+
+class LeftOut(NamedTuple):
+    """Rows left out one by one.
+
+    Attributes
+    ----------
+    pit
+        P(Y <= y_j | x_j, all other rows), shape ``(n,)``: uniform given x if the model is right.
+    pareto_k
+        Of the importance weights of each row, shape ``(n,)``.
+    """
+
+    pit: np.ndarray
+    pareto_k: np.ndarray
+
+
+class Group(NamedTuple):
+    """Neighbouring rows by one covariate, and whether their PIT is uniform.
+
+    Attributes
+    ----------
+    rows
+        Indices of rows.
+    low, high
+        The range of the covariate among them.
+    pvalue
+        Of the test of Kolmogorov and Smirnov.
+    """
+
+    rows: np.ndarray
+    low: float
+    high: float
+    pvalue: float
+
+
+def left_out(gate: Gate, tree: DataTree) -> LeftOut:
+    """Smoothed importance weights of all rows (Vehtari, Gelman & Gabry 2017), and their PIT.
+
+    Parameters
+    ----------
+    gate
+        The gate of the model that was sampled.
+    tree
+        From `sample_posterior` or `sample_laplace`.
+    """
+    pointwise = tree["log_likelihood"]["y"].transpose("chain", "draw", "obs").values
+    log_weights, k = array_stats.psislw(pointwise.reshape(-1, pointwise.shape[-1]).T, axis=-1)
+    x, y = np.asarray(tree["constant_data"]["x"]), np.asarray(tree["observed_data"]["y"])
+    below = np.asarray(_below(gate, as_measure(tree), jnp.asarray(x), jnp.asarray(y)))
+    weights = np.exp(log_weights.T - log_weights.max(axis=-1))
+    pit = np.sum(weights * below.reshape(weights.shape), axis=0) / np.sum(weights, axis=0)
+    return LeftOut(pit, np.asarray(k))
+
+
+def groups_by(values: np.ndarray, pit: np.ndarray) -> list[Group]:
+    """Up to five groups of equally many rows, at least ten, by a covariate ``(n,)``.
+
+    Rows are told apart by the covariate alone, so that their PIT is uniform in each group under a
+    model that is right. None are found among fewer than twenty rows.
+    """
+    number = min(_GROUPS, len(values) // _LEAST)
+    return list(_groups(values, pit, number)) if number > 1 else []
+
+
+def _groups(values: np.ndarray, pit: np.ndarray, number: int) -> Iterator[Group]:
+    for rows in np.array_split(np.argsort(values, kind="stable"), number):
+        pvalue = float(scipy.stats.kstest(pit[rows], "uniform").pvalue)
+        yield Group(rows, float(values[rows[0]]), float(values[rows[-1]]), pvalue)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _below(gate: Gate, measures: MixingMeasure, x: Array, y: Array) -> Array:
+    """P(Y <= y_j|x_j) of every draw, shape ``(chain, draw, n)``."""
+
+    def one(measure: MixingMeasure) -> Array:
+        return conditional_density(gate, measure, x).cdf(y)
+
+    return jax.lax.map(lambda chain: jax.lax.map(one, chain), measures)
