@@ -100,8 +100,11 @@ class GateCase:
         z = (score + intercept) / tau
         k = z.shape[1]
         if "top_k" in self.options and self.options["top_k"] < k:
-            smallest_kept = xp.sort(z, axis=1)[:, [k - self.options["top_k"]]]
-            z = xp.where(z >= smallest_kept, z, -np.inf)
+            # halfway between the last that is kept and the first that is not: compared with itself
+            # a logit may differ in the last digit, where it was computed twice
+            first = k - self.options["top_k"]
+            cut = xp.sort(z, axis=1)[:, first - 1 : first + 1].mean(1)
+            z = xp.where(z >= cut[:, None], z, -np.inf)
         return z
 
     def probabilities(self, measure: bm.MixingMeasure, x: Any) -> np.ndarray:
