@@ -29,10 +29,10 @@ def _compile_in_half_the_time() -> None:
     Of this process alone: command lines and notebooks, which are processes of their own, get what
     users get.
     """
-    before = os.environ.get("XLA_FLAGS", "")
-    os.environ["XLA_FLAGS"] = f"{before} --xla_cpu_use_fusion_emitters=false"
-    jax.devices()  # reads the flags
-    os.environ["XLA_FLAGS"] = before
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
+    with pytest.MonkeyPatch.context() as only_here:
+        only_here.setenv("XLA_FLAGS", flags)
+        jax.devices()  # reads the flags
 
 
 _compile_in_half_the_time()

@@ -6,6 +6,7 @@ import functools
 import itertools
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.stats
 from xarray import DataTree
@@ -221,6 +222,17 @@ def test_groups_are_neighbours() -> None:
     assert sorted(np.concatenate([group.rows for group in groups])) == list(range(47))
     assert all(left.high < right.low for left, right in itertools.pairwise(groups))
     assert groups_by(x[:19], x[:19]) == []
+
+
+def test_every_covariate_has_its_groups() -> None:
+    x, _ = line()
+    rng = np.random.default_rng(8)
+    y = 2 * x + 0.8 * np.sin(4 * x) + 0.5 * rng.normal(size=N)
+    frame = pd.DataFrame(np.column_stack([rng.normal(size=N), x]), columns=["u", "v"])
+    tree = bm.sample_laplace(model(), frame, y, n_draws=SHAPE[1])
+    check = found(check_posterior(model(), tree), "calibration given x")
+    assert check.verdict is Verdict.FAILED
+    assert "in 10 groups of rows, worst where covariate v is in" in check.text
 
 
 def test_few_rows_are_not_looked_at_in_groups() -> None:

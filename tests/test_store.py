@@ -29,6 +29,7 @@ from bayesmoe.study.dataset import load_results
 from bayesmoe.study.files import write_atomic, write_bytes
 from bayesmoe.study.layout import CELL_AXES, RESULTS
 from bayesmoe.study.plan import Plan
+from bayesmoe.study.results import measure_slopes
 from bayesmoe.study.store import Store, WriteError
 from bayesmoe.study.stored import DamageError, Stored, StoreError
 
@@ -129,6 +130,17 @@ def test_theory_is_today_s_not_that_of_the_day_the_study_began(
     loss = results.sel(quantity="loss").isel(gate=0)
     assert loss["expected"].values.tolist() == [[-0.5]]
     assert loss["expected_text"].values.tolist() == [["n^-1/2"]]
+
+
+@pytest.mark.parametrize(("top_k", "expected"), [(1, "none (ray)"), (2, "n^-1")])
+def test_the_map_of_a_top_1_gate_need_not_approach_the_mle(
+    tmp_path: Path, top_k: int, expected: str
+) -> None:
+    plan = make_plan(gates=[{"name": "top_k_sparse", "top_k": top_k}])
+    fill(tmp_path / "s", plan)
+    slopes = measure_slopes(plan, load_results(Stored(tmp_path / "s"), plan))
+    distance = slopes[slopes["quantity"] == "map_mle_distance"]
+    assert set(distance["expected_text"]) == {expected}
 
 
 def test_every_chunk_has_a_checksum_and_lies_flat(wide: Path) -> None:

@@ -246,8 +246,10 @@ def _calibration(pit: np.ndarray) -> Check:
 
 def _calibration_given_x(pit: np.ndarray, x: xr.DataArray) -> Check:
     """The same in groups of rows by each covariate, with Bonferroni's correction."""
-    columns = {str(c): x.sel(covariate=c).to_numpy() for c in x["covariate"].to_numpy()}
-    groups = [(name, one) for name, values in columns.items() for one in groups_by(values, pit)]
+    columns = zip(
+        x["covariate"].to_numpy(), x.transpose("covariate", "obs").to_numpy(), strict=True
+    )
+    groups = [(name, one) for name, values in columns for one in groups_by(values, pit)]
     if not groups:
         text = f"{len(pit)} rows are too few to be looked at in groups; 20 are needed"
         return Check(GIVEN_X, Verdict.NOT_CHECKED, np.nan, text)

@@ -49,7 +49,7 @@ def pit_figure(analysis: Analysis) -> Figure:
     with style():
         height = _TOP + rows * (_HEIGHT + _GAP) + _BOTTOM
         figure = new_figure(columns * (_LEFT + width) + 0.15, height)
-        for i, (name, values) in enumerate(panels.items()):
+        for i, (name, values) in enumerate(panels):
             row, column = divmod(i, columns)
             left = column * (_LEFT + width) + _LEFT
             ax = axes_at(figure, left, _TOP + row * (_HEIGHT + _GAP), width, _HEIGHT)
@@ -64,11 +64,11 @@ def pit_figure(analysis: Analysis) -> Figure:
     return figure
 
 
-def _panels(analysis: Analysis) -> dict[str, np.ndarray]:
-    """What rows are set against: values ``(n,)`` by name."""
+def _panels(analysis: Analysis) -> list[tuple[str, np.ndarray]]:
+    """What rows are set against: names and values ``(n,)``."""
     if analysis.axis is not None:
-        return {analysis.axis.name: analysis.axis.values}
-    return {str(name): values.to_numpy() for name, values in analysis.table.x.items()}
+        return [(analysis.axis.name, analysis.axis.values)]
+    return [(str(name), values.to_numpy()) for name, values in analysis.table.x.items()]
 
 
 def _draw(ax: Axes, values: np.ndarray, pit: np.ndarray) -> None:
