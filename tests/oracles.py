@@ -48,15 +48,16 @@ class Oracle:
     x_scale: Floats | float = 1.0
 
     def blocks(self, theta: Floats) -> tuple[Floats, ...]:
-        """β1 and β0 with the reference, τ, a, b, ν."""
-        k, d = self.k, self.d
+        """β1 and β0 with the reference, τ, a, b, ν, with the leading axes of ``theta``."""
+        k, d, batch = self.k, self.d, theta.shape[:-1]
         sizes = [(k - 1) * d, k - 1, int(self.case.temperature), k * d, k, k]
-        beta1, beta0, tau, a, b, nu = np.split(theta, np.cumsum(sizes)[:-1])
+        beta1, beta0, tau, a, b, nu = np.split(theta, np.cumsum(sizes)[:-1], axis=-1)
+        beta1 = beta1.reshape(*batch, k - 1, d)
         return (
-            np.concatenate([beta1.reshape(k - 1, d), np.zeros((1, d))]),
-            np.append(beta0, 0.0),
-            tau[0] if self.case.temperature else np.ones(()),
-            a.reshape(k, d),
+            np.concatenate([beta1, np.zeros((*batch, 1, d))], axis=-2),
+            np.concatenate([beta0, np.zeros((*batch, 1))], axis=-1),
+            tau[..., 0] if self.case.temperature else np.ones(batch),
+            a.reshape(*batch, k, d),
             b,
             nu,
         )
@@ -68,50 +69,53 @@ class Oracle:
             [beta1[:-1].ravel(), beta0[:-1], *tau, *(block.ravel() for block in experts)]
         )
 
-    def log_likelihood(self, theta: Floats, x: Floats, y: Floats) -> float:
+    def log_likelihood(self, theta: Floats, x: Floats, y: Floats) -> Floats:
         beta1, beta0, tau, a, b, nu = self.blocks(theta)
         with np.errstate(over="ignore"):
             z = self.case.logits(beta1, beta0, tau, x)
-        normal = -0.5 * (np.log(2 * np.pi * nu) + (y[:, None] - x @ a.T - b) ** 2 / nu)
-        joint = z + normal
-        peaks = joint.max(1), z.max(1)
-        sums = (
-            np.exp(block - peak[:, None]).sum(1)
-            for block, peak in zip((joint, z), peaks, strict=True)
-        )
-        above, below = (np.log(total) + peak for total, peak in zip(sums, peaks, strict=True))
-        return float((above - below).sum())
+        b, nu = b[..., None, :], nu[..., None, :]
+        error = y[:, None] - x @ np.swapaxes(a, -1, -2) - b
+        joint = z - 0.5 * (np.log(2 * np.pi * nu) + error**2 / nu)
+        sums = []
+        for block in (joint, z):
+            peak = block.max(-1, keepdims=True)
+            sums.append(np.log(np.exp(block - peak).sum(-1)) + peak[..., 0])
+        return (sums[0] - sums[1]).sum(-1)
 
-    def log_weak_prior(self, theta: Floats) -> float:
+    def log_weak_prior(self, theta: Floats) -> Floats:
         """For y of mean zero and standard deviation one, up to a constant."""
         beta1, beta0, tau, a, b, nu = self.blocks(theta)
-        b, a = b + (a * self.x_shift).sum(1), a * self.x_scale
-        normal, lognormal = log_normal, log_lognormal
-        beta0, location, scale = beta0[:-1], 0.0, 0.5
-        total = 0.0
+        b, a = b + (a * self.x_shift).sum(-1), a * self.x_scale
+        beta1, beta0 = beta1[..., :-1, :], beta0[..., :-1]
+        total, location, scale = 0.0, 0.0, 0.5
         if self.case.sigma is not None:  # the prior is on β0/τ, and τ suits the activation
-            total -= len(beta0) * np.log(tau)
-            beta0 = beta0 / tau
+            total = total - beta0.shape[-1] * np.log(tau)
+            beta0 = beta0 / tau[..., None]
             location, scale = np.log(activation_spread(self.case.label) / 3), 1.0
-        total += normal(beta1[:-1], scale=3).sum() + normal(beta0, scale=3).sum()
+        total = total + log_normal(beta1, 3).sum((-1, -2)) + log_normal(beta0, 3).sum(-1)
         if self.case.temperature:
-            total += lognormal(tau, scale, np.exp(location))
-        total += normal(a, scale=2).sum() + normal(b, scale=2).sum()
-        return float(total + lognormal(nu, 1.5, 0.1).sum())
+            total = total + log_lognormal(tau, scale, np.exp(location))
+        total = total + log_normal(a, 2).sum((-1, -2)) + log_normal(b, 2).sum(-1)
+        return total + log_lognormal(nu, 1.5, 0.1).sum(-1)
 
-    def from_unconstrained(self, u: Floats) -> tuple[Floats, float]:
+    def log_density(self, u: Floats, x: Floats, y: Floats) -> Floats:
+        """The log posterior density of u, up to a constant."""
+        theta, log_jacobian = self.from_unconstrained(u)
+        return self.log_likelihood(theta, x, y) + self.log_weak_prior(theta) + log_jacobian
+
+    def from_unconstrained(self, u: Floats) -> tuple[Floats, Floats]:
         """Paper's parameters at u = (β1 or β1/τ, β0 or β0/τ, log τ, a, b, log ν); log Jacobian."""
         k, d = self.k, self.d
         n_slopes, n_intercepts = (k - 1) * d, k - 1
         theta, n_gate = u.copy(), n_slopes + n_intercepts
-        theta[-k:] = np.exp(u[-k:])
-        log_jacobian = float(u[-k:].sum())
+        theta[..., -k:] = np.exp(u[..., -k:])
+        log_jacobian = u[..., -k:].sum(-1)
         if self.case.temperature:
-            log_tau = u[n_gate]
-            theta[n_gate] = np.exp(log_tau)
+            log_tau = u[..., n_gate]
+            theta[..., n_gate] = np.exp(log_tau)
             first = 0 if self.case.linear else n_slopes  # an activation keeps β1 as it is
-            theta[first:n_gate] *= np.exp(log_tau)
-            log_jacobian += (1 + n_gate - first) * log_tau
+            theta[..., first:n_gate] *= np.exp(log_tau)[..., None]
+            log_jacobian = log_jacobian + (1 + n_gate - first) * log_tau
         return theta, log_jacobian
 
     def to_unconstrained(self, theta: Floats) -> Floats:

@@ -67,10 +67,18 @@ def simulate(case: GateCase, truth: bm.MixingMeasure, rng: np.random.Generator) 
     return rng.normal(laws.mean(), laws.std())[np.arange(N), label]
 
 
-def quantities(case: GateCase, measure: bm.MixingMeasure, y: Floats) -> Floats:
+def log_density(case: GateCase, measure: bm.MixingMeasure, x: Floats, y: Floats) -> Floats:
+    """That of `GateCase.density`, many times faster for few rows."""
+    variance = np.asarray(measure.variance)
+    residual = y[:, None] - x @ np.asarray(measure.slope).T - np.asarray(measure.intercept)
+    laws = np.exp(-(residual**2) / (2 * variance)) / np.sqrt(2 * np.pi * variance)
     with np.errstate(divide="ignore"):
-        own = np.log(case.density(measure, X, y)).sum()
-        others = np.log(case.density(measure, *WATCHED))
+        return np.log((case.probabilities(measure, x) * laws).sum(1))
+
+
+def quantities(case: GateCase, measure: bm.MixingMeasure, y: Floats) -> Floats:
+    own = log_density(case, measure, X, y).sum()
+    others = log_density(case, measure, *WATCHED)
     variance, slope = np.asarray(measure.variance), np.asarray(measure.slope)
     values = [own, *others, variance.max(), slope.min()]
     return np.array([*values, float(measure.temperature)] if case.temperature else values)

@@ -15,6 +15,8 @@ from conftest import CASE, GateCase
 import bayesmoe as bm
 from bayesmoe.core.likelihood import (
     CHUNK,
+    FEW,
+    SHORT_CHUNK,
     Data,
     Layout,
     evaluate_log_likelihood,
@@ -169,13 +171,14 @@ def test_capacity_and_padding_do_not_matter() -> None:
         np.testing.assert_allclose(value, want[0], rtol=1e-13)
 
 
-@pytest.mark.parametrize("n", [1, CHUNK - 1, CHUNK, CHUNK + 1, 33 * CHUNK])
+@pytest.mark.parametrize("n", [1, SHORT_CHUNK, FEW, FEW + 1, CHUNK, CHUNK + 1, 33 * CHUNK])
 def test_every_row_is_used_once_at_any_size(n: int) -> None:
     x, y = observations(2, n)
     data = make_data(x, y, Scaling.identity(2))
     used = np.asarray(data.mask).ravel() == 1
     assert used.sum() == n
-    assert int(data.n_chunks) == -(-n // CHUNK) <= data.mask.shape[0]
+    assert data.mask.shape[1] == (SHORT_CHUNK if n <= FEW else CHUNK)
+    assert int(data.n_chunks) == -(-n // data.mask.shape[1]) <= data.mask.shape[0]
     assert not np.asarray(data.mask)[int(data.n_chunks) :].any()
     np.testing.assert_array_equal(np.asarray(data.y).ravel()[used], y)
     for design in (data.gate_x, data.expert_x):

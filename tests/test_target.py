@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -41,17 +42,21 @@ TEMPERED = dataclasses.replace(
 CUSTOM = {"bounded": BOUNDED, "tempered": TEMPERED}
 
 
-def pairs(*fast: tuple[str, str]) -> list[Any]:
+def pairs(fast: list[tuple[str, str]], *others: tuple[str, str]) -> list[Any]:
     """Gates and priors, those but the fast ones marked slow: each is compiled anew."""
-    return [
-        pytest.param(gate, prior, marks=() if (gate, prior) in fast else pytest.mark.slow)
-        for gate in ("softmax", "top_k_sparse", "dense_to_sparse", "sigmoid")
-        for prior in ("weak", "compact", "bounded", "tempered")
-    ]
+    return [*fast, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in others)]
 
 
-SOME = pairs(("softmax", "compact"), ("dense_to_sparse", "tempered"), ("sigmoid", "bounded"))
-ONE = pairs(("dense_to_sparse", "tempered"))
+GATES = ("softmax", "top_k_sparse", "dense_to_sparse", "sigmoid")
+LAWS = ("weak", "compact", *CUSTOM)
+FAST = [("softmax", "compact"), ("dense_to_sparse", "tempered"), ("sigmoid", "bounded")]
+ALL = pairs(FAST, *(pair for pair in itertools.product(GATES, LAWS) if pair not in FAST))
+# every gate and every prior; all of them where the temperature moves the bounds
+DERIVED = pairs(
+    [("dense_to_sparse", "tempered")],
+    *[("softmax", "compact"), ("top_k_sparse", "bounded"), ("dense_to_sparse", "bounded")],
+    *[("sigmoid", law) for law in LAWS],
+)
 
 
 def make_target(label: str, prior: str, d: int = 1, k: int = 3) -> Target:
@@ -96,7 +101,7 @@ def log_prior(prior: Prior, case: GateCase, measure: bm.MixingMeasure) -> float:
     return total + sum(float(jnp.sum(law.log_prob(value))) for law, value in pairs)
 
 
-@pytest.mark.parametrize(("label", "prior"), SOME)
+@pytest.mark.parametrize(("label", "prior"), ALL)
 def test_log_density_is_prior_times_likelihood_times_jacobian(label: str, prior: str) -> None:
     case, d = CASE[label], 2
     target = make_target(label, prior, d)
@@ -139,7 +144,7 @@ def test_the_prior_integrates_to_one(label: str, prior: str) -> None:
     assert abs(ratio.mean() - 1) < 5 * error
 
 
-@pytest.mark.parametrize(("label", "prior"), SOME)
+@pytest.mark.parametrize(("label", "prior"), ALL)
 def test_coordinates_lie_in_the_support_and_unconstrain_inverts_them(
     label: str, prior: str
 ) -> None:
@@ -208,7 +213,7 @@ def test_far_out_the_density_falls_and_stays_differentiable(prior: str) -> None:
     assert np.all(np.diff(values[:, 3:]) < 0)
 
 
-@pytest.mark.parametrize(("label", "prior"), ONE)
+@pytest.mark.parametrize(("label", "prior"), DERIVED)
 def test_gradient_and_hessian_agree_with_finite_differences(label: str, prior: str) -> None:
     target = make_target(label, prior, k=2)
     data = unstandardised(*observations(3, 30, 1))

@@ -2,7 +2,8 @@
 
 Observations are laid out in contiguous rows of `CHUNK`, one row per covariate and expert, and the
 number of chunks in use is data, not shape: one compiled program serves every sample size up to
-the capacity of its storage, and memory beyond the data does not grow with n.
+the capacity of its storage, and memory beyond the data does not grow with n. Up to `FEW`
+observations are laid out in shorter rows, so that they are not outnumbered by the padding.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from bayesmoe.core.scaling import Scaling
 from bayesmoe.core.selection import ALL, Selection, spread, take
 
 CHUNK = 512
+SHORT_CHUNK = 64
+FEW = 3 * SHORT_CHUNK
 _SMALLEST_CAPACITY = 32  # chunks; larger data go to storages four times as large
 _LOG_2PI = float(np.log(2 * np.pi))
 
 
 class Data(NamedTuple):
-    """Standardised observations in chunks of m = `CHUNK`, padded to c chunks.
+    """Standardised observations in chunks of m = `CHUNK` or `SHORT_CHUNK`, padded to c chunks.
 
     Attributes
     ----------
@@ -63,15 +66,16 @@ def make_data(x: ArrayLike, y: ArrayLike, scaling: Scaling, selection: Selection
     """Standardise and lay out x ``(n, d)`` and y ``(n,)``."""
     covariates, response = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
     n = response.shape[0]
-    n_chunks = -(-n // CHUNK)
+    length = SHORT_CHUNK if n <= FEW else CHUNK
+    n_chunks = -(-n // length)
     capacity = _SMALLEST_CAPACITY
     while capacity < n_chunks:
         capacity *= 4
 
     def rows(values: np.ndarray) -> Array:
-        padded = np.zeros((capacity * CHUNK, *values.shape[1:]))
+        padded = np.zeros((capacity * length, *values.shape[1:]))
         padded[:n] = values
-        chunks = padded.reshape(capacity, CHUNK, *values.shape[1:])
+        chunks = padded.reshape(capacity, length, *values.shape[1:])
         return jnp.asarray(np.moveaxis(chunks, 1, -1))
 
     gate_x = (covariates - np.asarray(scaling.gate_shift)) / np.asarray(scaling.gate_scale)
