@@ -1,4 +1,4 @@
-"""The command line: ``bayesmoe study``, ``fit``, ``compare``, ``report`` and ``identify``.
+"""The command line: ``bayesmoe study``, ``fit``, ``compare``, ``report``, ``identify`` and so on.
 
 Errors of the user are one line on stderr and exit status 2, before anything is computed or written.
 """
@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from bayesmoe.cli_common import Out, read_data, user_errors
+from bayesmoe.cli_gallery import gallery
 from bayesmoe.cli_study import study
 from bayesmoe.core.model import MoE
 from bayesmoe.core.selection import Selection, find_columns
@@ -41,6 +42,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.add_typer(study, name="study")
+app.command("gallery")(gallery)
 
 Data = Annotated[
     str, typer.Argument(help=f"A CSV file, or one of {', '.join(shipped_data_sets())}.")

@@ -11,7 +11,7 @@ from rich.console import Console
 from benchmarks.table import line, machine_facts, show
 from benchmarks.timing import Entry
 
-NAMES = ("likelihood", "em", "scaling", "study", "sampling", "starts", "losses")
+NAMES = ("likelihood", "em", "scaling", "study", "sampling", "starts", "losses", "engine")
 
 
 def main() -> None:

@@ -45,6 +45,7 @@ def sites(measure: bm.MixingMeasure, temperature: float) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", LABELS)
 def test_the_last_step_is_the_mode_given_the_temperature(label: str) -> None:
     found, (x, y) = annealed(label), data(label)

@@ -206,6 +206,7 @@ def test_what_cancels_over_all_rows_is_seen_given_x() -> None:
     assert f"where covariate 0 is in [{worst[0]:.4g}, {worst[-1]:.4g}]" in check.text
 
 
+@pytest.mark.slow
 def test_the_groups_of_a_right_model_err_as_often_as_they_say() -> None:
     """At a level of 5 %, in 2000 tables: within three standard errors above it (1.5 %)."""
     rng = np.random.default_rng(6)
@@ -224,6 +225,7 @@ def test_groups_are_neighbours() -> None:
     assert groups_by(x[:19], x[:19]) == []
 
 
+@pytest.mark.slow
 def test_every_covariate_has_its_groups() -> None:
     x, _ = line()
     rng = np.random.default_rng(8)

@@ -30,7 +30,7 @@ PLAN = """
 scenarios = ["weak"]
 gates = ["dense_to_sparse"]
 n_experts = [2]
-sizes = [150, 300]
+sizes = [200, 300]
 replicates = 3
 n_starts = 4
 warmup = 100
@@ -128,7 +128,7 @@ def test_a_fit_does_not_overwrite(table: str, tmp_path: Path) -> None:
     [
         ("nonsense", "no plan 'nonsense'"),
         ("seed = 1", "scenarios is missing"),
-        (PLAN.replace("150, 300", "300, 150"), "sizes = [300, 150] must increase"),
+        (PLAN.replace("200, 300", "300, 200"), "sizes = [300, 200] must increase"),
         (PLAN + "color = 1\n", "color = 1"),
     ],
 )
@@ -399,7 +399,8 @@ def test_a_fit_of_real_data_leaves_all_that_it_promises(tmp_path: Path) -> None:
     assert printed.endswith(f"report: {out / 'report.html'}\n")
     assert {path.name for path in out.iterdir()} == {
         "estimates.csv", "starts.csv", "posterior_summary.csv", "checks.csv", "posterior.nc",
-        "fits.nc", "fit.png", "fit.svg", "calibration.png", "calibration.svg", "report.html",
+        "fits.nc", "fit.png", "fit.svg", "calibration.png", "calibration.svg", "optima.png",
+        "optima.svg", "report.html",
     }  # fmt: skip
     estimates = pd.read_csv(out / "estimates.csv", index_col="parameter")
     checks = pd.read_csv(out / "checks.csv", index_col="check")

@@ -48,6 +48,7 @@ def test_for_one_expert_the_prediction_is_that_of_least_squares() -> None:
     assert table.loc["slope[0, 0]", "covers"] == (low <= 2.0 <= high)
 
 
+@pytest.mark.slow
 def test_on_a_ray_the_information_is_silent_but_on_ratios() -> None:
     """The same density without a temperature: β/τ is then the softmax gate's β."""
     truth, model, posterior = tempered()

@@ -29,6 +29,8 @@ from bayesmoe.study.scenario import scenario
 from bayesmoe.study.store import Store
 from bayesmoe.study.stored import Stored
 
+pytestmark = pytest.mark.slow  # EM and MLE are compiled for it
+
 PLAN = make_plan(
     n_experts=[3], sizes=[150, 300], replicates=3, estimators=["mle", "em"], starts="near_truth",
     n_starts=2, priors=["weak", "compact"],

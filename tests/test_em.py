@@ -53,7 +53,13 @@ def mixture_data(case: GateCase, k: int, d: int) -> tuple[Floats, Floats]:
 # --- every iteration ---
 
 
-@pytest.mark.parametrize("case", [*ONE_PER_GATE, CASE["relu"]], ids=lambda case: case.label)
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=case.label, marks=() if case.label == "softmax" else pytest.mark.slow)
+        for case in (*ONE_PER_GATE, CASE["relu"])
+    ],
+)
 def test_no_iteration_lowers_the_likelihood(case: GateCase) -> None:
     x, y = mixture_data(case, 3, 2)
     oracle = Oracle(case, 3, 2)
@@ -140,7 +146,10 @@ def plain_step(
     return bm.MixingMeasure(*blocks(exact), line[:, :-1], line[:, -1], variances), r
 
 
-@pytest.mark.parametrize(("label", "k", "d"), [("softmax", 3, 2), ("sigmoid", 2, 1)])
+@pytest.mark.parametrize(
+    ("label", "k", "d"),
+    [("softmax", 3, 2), pytest.param("sigmoid", 2, 1, marks=pytest.mark.slow)],
+)
 def test_one_iteration_is_that_of_a_plain_implementation(label: str, k: int, d: int) -> None:
     case = CASE[label]
     x, y = mixture_data(case, k, d)
@@ -206,6 +215,7 @@ def early() -> EMFit:
     return over_specified(0, 1e-6)
 
 
+@pytest.mark.slow
 def test_the_published_rule_stops_short_and_says_so(early: EMFit) -> None:
     late = over_specified(0, 1e-12)
     assert early.status is Status.STOPPED_EARLY
@@ -223,6 +233,7 @@ def test_the_rule_is_a_relative_change(early: EMFit) -> None:
     assert relative[:-1].min() >= 1e-6
 
 
+@pytest.mark.slow
 def test_the_path_is_whole_although_computed_in_pieces() -> None:
     whole = over_specified(2, 1e-6)
     assert whole.status is Status.STOPPED_EARLY

@@ -268,6 +268,7 @@ def test_a_scheduler_that_does_not_answer_is_one_error(
         raise AssertionError("it must not begin")
 
 
+@pytest.mark.slow
 def test_without_dask_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
     with (

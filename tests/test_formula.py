@@ -307,7 +307,7 @@ def test_a_column_must_not_hide_a_function() -> None:
          "it has datetime64"),
         (FRAME.assign(x=1j * X), "'x' is neither all numbers nor all texts: it has complex128"),
         (FRAME.iloc[:0], "frame has no rows; at least one row is needed"),
-        (FRAME.to_numpy(), "frame must be a pandas DataFrame, got ndarray"),
+        (FRAME.to_numpy(), "frame must be a DataFrame of pandas or polars, got ndarray"),
         (FRAME.rename(columns={"z": 3}), "frame has a column named 3; names must be texts"),
         (FRAME.rename(columns={"z": "x"}), "frame has two columns named 'x'; rename one"),
     ],

@@ -274,6 +274,7 @@ def test_jumping_posterior_agrees_with_random_walks() -> None:
         np.testing.assert_allclose(ours[..., i].std(), theirs[..., i].std(), rtol=0.15)
 
 
+@pytest.mark.slow
 def test_one_expert_agrees_with_quadrature() -> None:
     """a, b ~ N(0, 4), ν log-normal: given ν all is Gaussian, and ν is integrated on a grid."""
     x, y = sample("weak", "softmax", 40)
@@ -300,6 +301,7 @@ def test_one_expert_agrees_with_quadrature() -> None:
 # --- the ray
 
 
+@pytest.mark.slow
 def test_on_the_ray_tau_has_its_closed_form() -> None:
     """p(τ | η) ∝ p(τ) p(β1 = τη1) p(β0 = τη0) τ²; the test errs once in a thousand."""
     tree = posterior("lambda", "dense_to_sparse", 2, 3000, n_chains=4)
@@ -324,6 +326,7 @@ def test_on_the_ray_tau_has_its_closed_form() -> None:
     assert scipy.stats.ks_2samp(thinned, expected).pvalue > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("label", "ratio"), [("dense_to_sparse", 1.0), ("sigmoid", 10**-0.5)])
 def test_the_spread_of_tau_as_n_grows(label: str, ratio: float) -> None:
     n_chains = 4 if label == "dense_to_sparse" else 2

@@ -355,6 +355,7 @@ def test_a_mean_that_overflows_is_refused() -> None:
         of(steep, 1).mean([1.0, 1e300])
 
 
+@pytest.mark.slow
 def test_a_density_too_small_for_its_logarithm_is_zero() -> None:
     law, (x, _) = of(draws("softmax")), points(2)
     np.testing.assert_array_equal(law.log_density(x, [1e200, -1e200]), -np.inf)

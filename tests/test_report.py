@@ -268,6 +268,8 @@ def assert_texts_are_apart(figure: Figure) -> None:
 def test_a_study_has_its_figures_under_stable_names(figures: dict[str, Figure]) -> None:
     assert list(figures) == [
         "contraction",
+        "rates",
+        "replicates",
         "blocks_k2",
         "blocks_k3",
         "local_slopes",
@@ -479,10 +481,21 @@ def test_many_gates_are_drawn_in_rows_of_panels() -> None:
 @pytest.mark.parametrize(
     ("estimators", "names"),
     [
-        (["mle", "map"], ["contraction", "blocks_k2", "blocks_k3", "local_slopes"]),
+        (
+            ["mle", "map"],
+            ["contraction", "rates", "replicates", "blocks_k2", "blocks_k3", "local_slopes"],
+        ),
         (
             ["posterior"],
-            ["contraction", "blocks_k2", "blocks_k3", "local_slopes", "temperature_sd"],
+            [
+                "contraction",
+                "rates",
+                "replicates",
+                "blocks_k2",
+                "blocks_k3",
+                "local_slopes",
+                "temperature_sd",
+            ],
         ),
     ],
 )
@@ -520,14 +533,14 @@ def test_several_settings_have_their_own_figures_and_answers(
 ) -> None:
     drawn = several_figures
     pairs = [(s, p) for s in ("lambda", "weak") for p in ("weak", "compact")]
-    kinds = ["contraction", "blocks_k2", "local_slopes", "temperature_sd"]
+    kinds = ["contraction", "rates", "replicates", "blocks_k2", "local_slopes", "temperature_sd"]
     assert list(drawn) == [f"{s}_{p}_{kind}" for s, p in pairs for kind in kinds]
     page = render_study(several.results, several.slopes, several.counts, drawn)
     for scenario, prior in pairs:
         assert page.count(f"<h3>scenario {scenario}, prior {prior}</h3>") == 2
     outline = Outline(page)
     assert outline.open == []
-    assert len(outline.named("img")) == 16
+    assert len(outline.named("img")) == 24
     assert page.count('<button type="button">') == 2 + 10
     mle = several.slopes["estimator"] == "mle"
     rows = int((~mle).sum() + mle.sum() // 2)
@@ -570,7 +583,7 @@ def test_rates_that_are_not_known_are_said_to_be_so(k: int, title: str) -> None:
     results = make_results(plan, k_like=2 if k == 1 else 3)
     slopes = measure_slopes(plan, results)
     drawn = report.study_figures(results, slopes)
-    assert list(drawn) == ["contraction", f"blocks_k{k}", "local_slopes"]
+    assert list(drawn) == ["contraction", "rates", "replicates", f"blocks_k{k}", "local_slopes"]
     assert title in texts(drawn["contraction"])
     blocks = drawn[f"blocks_k{k}"]
     assert len(blocks.axes) == 4, "no gate has a temperature"
@@ -808,7 +821,7 @@ def test_page_is_well_formed_accessible_and_self_contained(page: str) -> None:
     assert outline.named("html")[0]["lang"] == "en"
     assert any(meta.get("name") == "viewport" for meta in outline.named("meta"))
     images = outline.named("img")
-    assert len(images) == 5
+    assert len(images) == 7
     for image in images:
         assert len(image["alt"] or "") > 40
         assert (image["src"] or "").startswith("data:image/svg+xml;base64,")

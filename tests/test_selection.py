@@ -149,9 +149,8 @@ def compiled(one: Restricted) -> tuple[Any, ...]:
 
 
 SOME_SLOW = [
-    pytest.param(one, marks=[pytest.mark.slow] if one.label in ("dense_to_sparse", "top_k_sparse")
-                 else [], id=f"{one.label}-{one.k}")
-    for one in RESTRICTED
+    pytest.param(one, marks=() if i == 0 else pytest.mark.slow, id=f"{one.label}-{one.k}")
+    for i, one in enumerate(RESTRICTED)
 ]  # fmt: skip
 
 
@@ -214,6 +213,7 @@ def log_weak_prior(one: Restricted, measure: bm.MixingMeasure) -> float:
     return total + (scipy.stats.lognorm(0.5).logpdf(tau) if one.case.temperature else 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("one", [RESTRICTED[i] for i in (0, 1, 2, 3)], ids=lambda o: o.label)
 def test_prior_program_and_target_have_the_free_parameters_alone(one: Restricted) -> None:
     model, layout = one.model, one.model.layout(D)
@@ -312,6 +312,7 @@ def test_constant_weights_have_the_published_maximum(constant_fit: bm.Fit) -> No
     assert_published(constant_fit.measure)
 
 
+@pytest.mark.slow
 def test_em_reaches_the_published_maximum(co2: Any, constant_fit: bm.Fit) -> None:
     fit = bm.fit_em(CONSTANT, co2.x, co2.y, tolerance=1e-15, n_starts=4)
     assert fit.gradient_norm < 1e-6  # as near as steps of EM can tell
@@ -416,6 +417,7 @@ def test_constant_experts_are_a_mixture_of_normals_gated_by_x() -> None:
     assert not np.any(fit.measure.slope)
 
 
+@pytest.mark.slow
 def test_all_columns_named_are_the_full_model() -> None:
     named = bm.moe("softmax", 2, gate_covariates=(1, 0), expert_covariates=range(2))
     assert named.layout(2) == bm.moe("softmax", 2).layout(2)

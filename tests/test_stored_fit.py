@@ -92,7 +92,10 @@ def test_the_report_is_written_anew_as_it_was(written: Path, tmp_path: Path) -> 
     shutil.copytree(written, out)
     assert [path.name for path in written.parent.iterdir()] == ["out"], "nothing else is left"
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    for name in ("report.html", "fit.png", "fit.svg", "calibration.png", "calibration.svg"):
+    figures = [
+        f"{name}.{kind}" for name in ("fit", "calibration", "optima") for kind in ("png", "svg")
+    ]
+    for name in ("report.html", *figures):
         (out / name).unlink()
     result = CliRunner().invoke(app, ["report", str(out)])
     assert result.exit_code == 0, result.output

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import polars
 import pytest
 
+import bayesmoe as bm
+from bayesmoe.data.frames import column_names
 from bayesmoe.data.table import read_table, shipped_data_sets
 
 ROWS = {"co2": 28, "ethanol": 88, "motorcycle": 133, "tone": 150}
@@ -88,3 +93,75 @@ def test_a_directory_does_not_hide_a_shipped_data_set(
     (tmp_path / "co2").mkdir()
     monkeypatch.chdir(tmp_path)
     assert len(read_table("co2", "co2", ["gnp"]).y) == 28
+
+
+# --- polars and Parquet
+
+
+def test_a_parquet_file_is_read_as_its_csv(tmp_path: Path) -> None:
+    path = tmp_path / "ethanol.parquet"
+    polars.read_csv(shipped_data_sets()["ethanol"]).write_parquet(path)
+    ours, theirs = read_table(str(path), "nox"), read_table("ethanol", "nox")
+    pd.testing.assert_frame_equal(ours.x, theirs.x)
+    pd.testing.assert_series_equal(ours.y, theirs.y)
+
+
+def test_numbers_of_a_parquet_file_lose_no_digit(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=50) * 10.0 ** rng.integers(-300, 300, 50)
+    half = rng.normal(size=50).astype(np.float32)
+    path = tmp_path / "data.pq"
+    polars.DataFrame({"x": values, "half": half, "whole": np.arange(50)}).write_parquet(path)
+    x, y = read_table(str(path), "x")
+    assert y.tolist() == values.tolist()
+    assert x["half"].tolist() == half.astype(float).tolist()
+    assert x["whole"].tolist() == list(range(50))
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"x": [1.0, None, 3.0], "y": [1, 2, 4]}, "'x' has 1 values that are missing .* in row 2"),
+        ({"x": [1.0, 2.0, 3.0], "y": ["1", "b", None]}, "'y' is not numeric: row 2 is 'b'"),
+        ({"x": [], "y": []}, "no rows"),
+    ],
+)
+def test_a_parquet_file_is_refused_as_its_csv_would_be(
+    tmp_path: Path, columns: dict[str, list[object]], message: str
+) -> None:
+    path = tmp_path / "data.parquet"
+    polars.DataFrame(columns).write_parquet(path)
+    with pytest.raises(ValueError, match=message):
+        read_table(str(path), "y")
+
+
+def test_a_damaged_parquet_file_and_missing_polars_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "data.parquet"
+    path.write_bytes(b"x,y\n1,2\n")
+    with pytest.raises(ValueError, match=r"data\.parquet cannot be read as Parquet"):
+        read_table(str(path), "y")
+    monkeypatch.setitem(sys.modules, "polars", None)
+    with pytest.raises(ValueError, match=r'pip install "bayesmoe\[polars\]"'):
+        read_table(str(path), "y")
+
+
+def test_formulas_take_frames_of_polars() -> None:
+    columns = {"u": [1.0, 2.0, 4.0, 8.0], "s": ["a", "b", "b", "a"], "y": [1, 2, 3, 5]}
+    frame = polars.DataFrame(columns, schema_overrides={"s": polars.Categorical})
+    ours = bm.design("y ~ u * s", frame)
+    theirs = bm.design("y ~ u * s", pd.DataFrame(columns))
+    pd.testing.assert_frame_equal(ours.x, theirs.x)
+    pd.testing.assert_series_equal(ours.y, theirs.y)
+    new = {"u": [3.0], "s": ["b"]}
+    pd.testing.assert_frame_equal(ours.at(polars.DataFrame(new)), theirs.at(pd.DataFrame(new)))
+    with pytest.raises(ValueError, match="'u' has 1 values that are missing"):
+        bm.design("y ~ u", polars.DataFrame({"u": [1.0, None], "y": [1.0, 2.0]}))
+
+
+def test_columns_of_either_kind_name_the_covariates() -> None:
+    columns = {"u": [1.0, 2.0], "v": [0.0, 1.0]}
+    for frame in (pd.DataFrame(columns), polars.DataFrame(columns)):
+        assert column_names(frame) == ["u", "v"]
+    assert column_names(np.eye(2)) is None

@@ -98,9 +98,9 @@ def experts(measure: bm.MixingMeasure) -> Floats:
     ("label", "name", "d"),
     [
         ("softmax", "weak", 1),
-        ("softmax", "plane", 2),
+        pytest.param("softmax", "plane", 2, marks=pytest.mark.slow),
         ("sigmoid", "lambda", 1),
-        ("sigmoid", "plane", 2),
+        pytest.param("sigmoid", "plane", 2, marks=pytest.mark.slow),
     ],
 )
 def test_the_errors_are_those_of_numpys_information(label: str, name: str, d: int) -> None:
@@ -342,6 +342,7 @@ def test_two_experts_where_one_suffices() -> None:
     np.testing.assert_allclose(np.sqrt(variance), slope, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_a_temperature_without_a_choice_is_not_determined() -> None:
     x, y = sample("lambda", "sigmoid")
     got = standard_errors(model("sigmoid", 1), fit_mle(model("sigmoid", 1), x, y), x, y)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from bayesmoe.data.frames import Frame, as_pandas
 from bayesmoe.data.grammar import FormulaError, Parsed, load_formulaic, parse, reason
 from bayesmoe.data.table import Axis, Table, check_present, numbers_or_levels, read_texts
 
@@ -69,7 +70,7 @@ class Design:
         """x and y."""
         return Table(self.x, self.y)
 
-    def at(self, frame: pd.DataFrame) -> pd.DataFrame:
+    def at(self, frame: Frame) -> pd.DataFrame:
         """The covariates in other rows, shape ``(m, d)``, with the columns of ``x``.
 
         Knots, centres, scales, orthogonal polynomials and levels are those of the rows that the
@@ -81,6 +82,7 @@ class Design:
             If a column is missing or of another type, a value is missing or infinite, or gives a
             term that is, a level is new, or a spline is asked for beyond its range.
         """
+        frame = as_pandas(frame)
         _column_names(frame)
         x = self._terms_at(self._read(frame)).set_axis(frame.index)
         _check_finite(x)
@@ -124,7 +126,7 @@ class Design:
         return read.astype(data.dtypes[read.columns])
 
 
-def design(formula: str, frame: pd.DataFrame, gate: str | None = None) -> Design:
+def design(formula: str, frame: Frame, gate: str | None = None) -> Design:
     """Covariates and response from a data frame by a formula, and by another for the gate.
 
     Parameters
@@ -134,8 +136,8 @@ def design(formula: str, frame: pd.DataFrame, gate: str | None = None) -> Design
         ``.`` stands for all other columns, 1 for none. The response may be transformed; everything
         is then on its scale, log-likelihoods too.
     frame
-        Any other columns are ignored. Columns of text and of categories have levels; numbers have
-        them inside ``C()``. The first level is the reference.
+        Of pandas or polars. Any other columns are ignored. Columns of text and of categories have
+        levels; numbers have them inside ``C()``. The first level is the reference.
     gate
         The terms of the gate's logits, as in ``"~ equivalence_ratio"``; ``"~ 1"`` for constant
         mixing weights, None for the terms of the experts.
@@ -161,6 +163,7 @@ def design(formula: str, frame: pd.DataFrame, gate: str | None = None) -> Design
     The bases of ``cr``, ``cs`` and ``cc`` sum to one; beside an intercept they need
     ``constraints="center"``.
     """
+    frame = as_pandas(frame)
     parsed = parse(formula, gate, _column_names(frame))
     used = (*parsed.response_columns, *parsed.covariates)
     data = _typed(frame, used, parsed.categorical)
@@ -230,7 +233,8 @@ def _column_names(frame: Any) -> list[str]:
     """The names, once they are known to be of a data frame with rows, and distinct texts."""
     if not isinstance(frame, pd.DataFrame):
         raise FormulaError(
-            f"frame must be a pandas DataFrame, got {type(frame).__name__}; convert it first"
+            f"frame must be a DataFrame of pandas or polars, got {type(frame).__name__}; convert "
+            "it first"
         )
     names = list(frame.columns)
     for name in names:

@@ -10,6 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from bayesmoe.data.frames import read_parquet
+
+_PARQUET = (".parquet", ".pq")
 _MISSING = ("", "na", "nan", "null")
 
 
@@ -61,12 +64,13 @@ def shipped_data_sets() -> dict[str, Path]:
 
 
 def read_table(source: str, response: str, covariates: Sequence[str] = ()) -> Table:
-    """Read a CSV file, or a shipped data set by its name.
+    """Read a CSV or Parquet file, or a shipped data set by its name.
 
     Parameters
     ----------
     source
-        Path of a CSV file with a header, or a name out of `shipped_data_sets`, with or without
+        Path of a CSV file with a header, of a Parquet file (its name ends in ``.parquet`` or
+        ``.pq``; extra ``bayesmoe[polars]``), or a name out of `shipped_data_sets`, with or without
         the ending ``.csv``.
     response
         The column to model.
@@ -97,7 +101,7 @@ def read_table(source: str, response: str, covariates: Sequence[str] = ()) -> Ta
 
 
 def read_texts(source: str) -> pd.DataFrame:
-    """All columns of a CSV file, or of a shipped data set, as the texts that are in it.
+    """All columns of a file, or of a shipped data set, as the texts that are in it as CSV.
 
     Raises
     ------
@@ -107,6 +111,8 @@ def read_texts(source: str) -> pd.DataFrame:
     path = Path(source)
     if not path.exists() or path.is_dir():
         path = shipped_data_sets().get(source.removesuffix(".csv"), path)
+    if path.suffix.lower() in _PARQUET and path.exists():
+        return _checked_rows(_texts(read_parquet(path)), source)
     try:
         # header=None, so that pandas does not rename columns that occur twice
         raw = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig")
@@ -121,9 +127,23 @@ def read_texts(source: str) -> pd.DataFrame:
         raise ValueError(
             f"{source} has two columns named {names[names.duplicated()].iloc[0]!r}; rename one"
         )
-    if len(raw) == 1:
+    rows = raw.iloc[1:].reset_index(drop=True).set_axis(names.tolist(), axis=1)
+    return _checked_rows(rows, source)
+
+
+def _checked_rows(frame: pd.DataFrame, source: str) -> pd.DataFrame:
+    if not len(frame):
         raise ValueError(f"{source} has a header but no rows; at least one row is needed")
-    return raw.iloc[1:].reset_index(drop=True).set_axis(names.tolist(), axis=1)
+    return frame
+
+
+def _texts(frame: pd.DataFrame) -> pd.DataFrame:
+    """Columns of any type as texts, empty where a value is missing; numbers lose no digit."""
+    columns = {}
+    for name, values in frame.items():
+        values = values.astype(float) if values.dtype.kind == "f" else values
+        columns[str(name)] = values.astype(object).map(str).where(values.notna(), "")
+    return pd.DataFrame(columns, dtype=object)
 
 
 def numbers_or_levels(texts: pd.Series) -> pd.Series:

@@ -50,6 +50,7 @@ from bayesmoe.core.gate import Gate
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE, make_model
 from bayesmoe.core.validate import as_key, check_estimable, check_observations
+from bayesmoe.data.frames import Frame, column_names
 from bayesmoe.data.table import Table
 from bayesmoe.diagnostics.checks import Checks, check_posterior
 from bayesmoe.diagnostics.posterior import sample_posterior
@@ -155,7 +156,7 @@ class Comparison(NamedTuple):
 
 def compare_models(
     models: Sequence[MoE],
-    data: Table | tuple[ArrayLike | pd.DataFrame, ArrayLike],
+    data: Table | tuple[ArrayLike | Frame, ArrayLike],
     *,
     key: Array | int = 0,
     observe: Callable[[str], None] = lambda text: None,
@@ -204,9 +205,9 @@ def compare_models(
     return Comparison(table, tuple(assessments), recommend(_frame(assessments), len(table.y)))
 
 
-def _as_table(x: ArrayLike | pd.DataFrame, y: ArrayLike) -> Table:
+def _as_table(x: ArrayLike | Frame, y: ArrayLike) -> Table:
     covariates, response = check_observations(x, y)
-    names = [str(name) for name in x.columns] if isinstance(x, pd.DataFrame) else None
+    names = column_names(x)
     frame = pd.DataFrame(np.asarray(covariates), columns=names)
     if names is None:
         frame.columns = pd.Index([f"x{i}" for i in range(frame.shape[1])])

@@ -10,7 +10,6 @@ from typing import Any
 import arviz_base
 import jax
 import numpy as np
-import pandas as pd
 from jax import Array
 from jax.typing import ArrayLike
 from xarray import DataTree
@@ -21,6 +20,7 @@ from bayesmoe.core.measure import FIELDS, MixingMeasure
 from bayesmoe.core.model import MoE
 from bayesmoe.core.selection import Columns, Selection
 from bayesmoe.core.validate import as_key, check_observations
+from bayesmoe.data.frames import Frame, column_names
 from bayesmoe.diagnostics.mixing import importance, mixing
 from bayesmoe.inference.laplace import Resampled, resample_laplace
 from bayesmoe.inference.nuts import N_CHAINS, N_DRAWS, N_WARMUP, Draws, sample_chains
@@ -53,7 +53,7 @@ def library_versions() -> dict[str, str]:
 
 def sample_posterior(
     model: MoE,
-    x: ArrayLike | pd.DataFrame,
+    x: ArrayLike | Frame,
     y: ArrayLike,
     *,
     key: Array | int = 0,
@@ -122,7 +122,7 @@ def sample_posterior(
 
 def sample_laplace(
     model: MoE,
-    x: ArrayLike | pd.DataFrame,
+    x: ArrayLike | Frame,
     y: ArrayLike,
     *,
     key: Array | int = 0,
@@ -171,14 +171,14 @@ def sample_laplace(
 
 def _tree(
     model: MoE,
-    x: ArrayLike | pd.DataFrame,
+    x: ArrayLike | Frame,
     y: ArrayLike,
     draws: Draws | Resampled,
     stats: dict[str, np.ndarray],
     attributes: dict[str, Any],
 ) -> DataTree:
     covariates, response = check_observations(x, y)
-    names = [str(name) for name in x.columns] if isinstance(x, pd.DataFrame) else None
+    names = column_names(x)
     pointwise = _pointwise(model.gate, draws.measures, covariates, response)
     # draws by importance come from all modes
     reached = np.unique(draws.start_modes) if isinstance(draws, Draws) else slice(None)

@@ -11,37 +11,18 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from bayesmoe.report import _study
-from bayesmoe.report._layout import (
-    DASHES,
-    LINE,
-    Text,
-    axes_at,
-    estimator_keys,
-    expected_key,
-    hollow_key,
-    key,
-    legend,
-    new_figure,
-    surplus_height,
-    text_at,
-)
-from bayesmoe.report._panel import DODGE, NO_FIT, Panel, finish_row
+from bayesmoe.report._grid import grid
+from bayesmoe.report._layout import DASHES, Text, estimator_keys, expected_key, hollow_key, key
+from bayesmoe.report._panel import DODGE, NO_FIT, Panel
 from bayesmoe.report.style import (
     ESTIMATOR_COLOURS,
     ESTIMATOR_LABELS,
     MUTED,
     QUANTITY_LABELS,
     estimate,
-    gate_markers,
     percent,
-    plain,
     rate_math,
-    size_axis,
-    style,
 )
-
-_WIDTH, _HEIGHT, _GAP, _LEFT = 2.02, 2.0, 0.5, 0.72  # inches
-_COLUMNS = 4  # panels in a row: more would be too small to read on a page
 
 
 def contraction(
@@ -66,49 +47,19 @@ def contraction(
     Figure
         Panels of a row span the same number of decades, so equal slopes look equal.
     """
-    slopes, groups = _study.own(slopes, study), _study.chunks(_study.gates(study), _COLUMNS)
-    rows = list(itertools.product(_study.fitted(study), groups))
-    columns, lines = max(map(len, groups)), len(_study.estimators(study)) + 1
-    head = (lines + 0.7) * LINE + 0.43
-    pitch = head + _HEIGHT + 0.28
-    with style():
-        right = _LEFT + columns * (_WIDTH + _GAP) - _GAP
-        width, keys = max(5.0, right + 0.1), _keys(study)
-        ncols = len(keys) if width > 8.5 else 3
-        foot = 0.6 + surplus_height(keys, ncols, 2)
-        figure = new_figure(width, len(rows) * pitch + foot + 0.14)
-        for row, (k, gates) in enumerate(rows):
-            title = _study.setting_of(study.sel(gate=gates[0], n_experts=k))
-            text_at(figure, 0.08, row * pitch + 0.16, title, weight="bold", size=9.5)
-            _row(figure, row * pitch + head, study, slopes, gates, k, variable)
-        legend(figure, keys, ncols)
-        middle, bottom = (_LEFT + right) / 2, figure.get_figheight() - foot
-        text_at(figure, middle, bottom, "sample size n", ha="center", va="center", size=9)
-    return figure
+    slopes = _study.own(slopes, study)
 
+    def draw(panel: Panel, cell: xr.Dataset, marker: str) -> None:
+        own = _study.rows(slopes, gate=cell["gate"].item(), n_experts=int(cell["n_experts"]))
+        _panel(panel, cell, own, variable, marker)
 
-def _row(
-    figure: Figure,
-    top: float,
-    study: xr.Dataset,
-    slopes: pd.DataFrame,
-    gates: Sequence[str],
-    k: int,
-    variable: str,
-) -> None:
-    """The panels of some gates, ``top`` inches from the figure's top."""
-    markers, lines = gate_markers(_study.gates(study)), len(_study.estimators(study)) + 1
-    panels = []
-    for column, gate in enumerate(gates):
-        ax = axes_at(figure, _LEFT + column * (_WIDTH + _GAP), top, _WIDTH, _HEIGHT)
-        title = plain(study["gate_label"].sel(gate=gate).item())
-        ax.set_title(title, loc="left", pad=8 + lines * LINE * 72)
-        size_axis(ax, study["n"].to_numpy(), _WIDTH)
-        panels.append(Panel(ax, _WIDTH, _HEIGHT))
-        own = _study.rows(slopes, gate=gate, n_experts=k)
-        _panel(panels[-1], study.sel(gate=gate, n_experts=k), own, variable, markers[gate])
-    finish_row(panels)
-    panels[0].ax.set_ylabel(QUANTITY_LABELS[variable])
+    return grid(
+        study,
+        draw,
+        lines=len(_study.estimators(study)) + 1,
+        keys=_keys(study),
+        label=QUANTITY_LABELS[variable],
+    )
 
 
 def _panel(

@@ -20,7 +20,7 @@ from bayesmoe.report._curves import responsibilities
 SAME, CLOSE = 1e-3, 1.0
 
 #: ends with a gradient of zero: maxima, and heights that the likelihood only approaches
-_STATIONARY = {
+STATIONARY = {
     Status.CONVERGED, Status.AT_VARIANCE_FLOOR, Status.SEPARATED, Status.EMPTY_EXPERT,
 }  # fmt: skip
 
@@ -48,7 +48,7 @@ class Optima(NamedTuple):
 def find_optima(fit: Fit) -> Optima:
     """The optima that the starts of a fit ended at, told apart by their heights."""
     objective = np.asarray(fit.starts.objective)
-    stationary = np.array([status in _STATIONARY for status in fit.starts.status])
+    stationary = np.array([status in STATIONARY for status in fit.starts.status])
     heights = np.sort(objective[stationary & np.isfinite(objective)])[::-1]
     best = fit.log_likelihood if np.isnan(fit.log_density) else fit.log_density
     distinct, last = [], best

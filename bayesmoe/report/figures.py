@@ -1,9 +1,9 @@
-"""Figures of a convergence study: losses, parameter blocks, and the spread of the temperature.
+"""Figures of a convergence study: losses, parameter blocks, slopes, and the spread of τ.
 
-Conventions of all figures: one colour per estimator and one marker per gate; points are medians
-over the replicates whose fit converged, bars their quartiles, hollow points say that some fits
-were left out; light grey lines have the expected slope and pass through the geometric centre of
-the medians: they are never fitted.
+Conventions of figures against n: one colour per estimator and one marker per gate; points are
+medians over the replicates whose fit converged, bars their quartiles, hollow points say that some
+fits were left out; light grey lines have the expected slope and pass through the geometric centre
+of the medians: they are never fitted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from matplotlib.figure import Figure
 
 from bayesmoe.report._blocks import blocks
 from bayesmoe.report._contraction import contraction
+from bayesmoe.report._forest import rates
 from bayesmoe.report._local_slopes import local_slopes
+from bayesmoe.report._replicates import replicates
 from bayesmoe.report._study import estimators, fitted, split, temperature_gates
 from bayesmoe.report._temperature_sd import temperature_sd
 from bayesmoe.report.ray_figure import Series, ray_figure
@@ -31,7 +33,9 @@ __all__ = [
     "blocks",
     "contraction",
     "local_slopes",
+    "rates",
     "ray_figure",
+    "replicates",
     "save",
     "study_figures",
     "temperature_sd",
@@ -53,16 +57,18 @@ def study_figures(results: xr.Dataset, slopes: pd.DataFrame) -> dict[str, Figure
     Returns
     -------
     dict
-        ``contraction``, ``blocks_k2`` for each fitted k, ``local_slopes`` of three sample sizes or
-        more, and ``temperature_sd`` if some gate has a temperature and there is a posterior. A
-        study of several scenarios or priors has these for each, names beginning with the scenario's
-        and the prior's, whichever vary.
+        ``contraction``, ``rates``, ``replicates``, ``blocks_k2`` for each fitted k,
+        ``local_slopes`` of three sample sizes or more, and ``temperature_sd`` if some gate has a
+        temperature and there is a posterior. A study of several scenarios or priors has these for
+        each, names beginning with the scenario's and the prior's, whichever vary.
     """
     found: dict[str, Figure] = {}
     plan = parse_plan(results.attrs["plan"], "the study")
     local = measure_local_slopes(plan, results, ["normalised_loss"])
     for study, _, prefix in split(results):
         found[f"{prefix}contraction"] = contraction(study, slopes)
+        found[f"{prefix}rates"] = rates(study, slopes)
+        found[f"{prefix}replicates"] = replicates(study)
         for k in fitted(study):
             found[f"{prefix}blocks_k{k}"] = blocks(study, slopes, [k])
         if study.sizes["n"] >= _NEIGHBOURS:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -19,13 +19,15 @@ from bayesmoe.report.compare_figure import compare_figure
 from bayesmoe.report.figures import save, study_figures
 from bayesmoe.report.fit_figure import fit_figure
 from bayesmoe.report.fit_html import render_fit
+from bayesmoe.report.gallery import Picture, render_gallery
 from bayesmoe.report.html import render_study
+from bayesmoe.report.optima_figure import optima_figure
 from bayesmoe.report.pit_figure import pit_figure
 from bayesmoe.study.files import write_bytes
 from bayesmoe.study.outputs import write_outputs
 from bayesmoe.study.stored import RESULTS_NAME, Stored
 
-PAGE = "report.html"
+PAGE, INDEX = "report.html", "index.html"
 
 
 def write_study(
@@ -53,11 +55,11 @@ def check_new(directory: Path) -> None:
 
 
 def write_analysis(directory: Path, request: FitRequest, analysis: Analysis) -> None:
-    """Write report, estimates, starts, posterior and figure of a fit to a new directory.
+    """Write report, estimates, starts, posterior and figures of a fit to a new directory.
 
     ``report.html``, ``estimates.csv``, ``starts.csv``, ``posterior_summary.csv``, ``checks.csv``,
-    ``fits.nc``, ``posterior.nc``, and the figures ``fit`` and ``calibration``, each as ``.png`` and
-    ``.svg``, are written to a hidden directory beside it, which is then renamed.
+    ``fits.nc``, ``posterior.nc``, and the figures ``fit``, ``calibration`` and ``optima``, each as
+    ``.png`` and ``.svg``, are written to a hidden directory beside it, which is then renamed.
     """
     with _whole(directory) as partial:
         estimates(analysis).to_csv(partial / "estimates.csv")
@@ -70,12 +72,14 @@ def write_analysis(directory: Path, request: FitRequest, analysis: Analysis) -> 
 
 
 def _write_fit_page(directory: Path, stored: StoredFit) -> Path:
-    """Write the figures ``fit`` and ``calibration``, and ``report.html``; the latter's path."""
+    """Write the figures ``fit``, ``calibration`` and ``optima``, and ``report.html``; its path."""
     figure = fit_figure(stored.analysis, stored.request.formulas)
     calibration = pit_figure(stored.analysis)
-    page = render_fit(stored, figure, calibration)
+    optima = optima_figure(stored.analysis.mle, stored.analysis.map)
+    page = render_fit(stored, figure, calibration, optima)
     save(figure, directory / "fit")
     save(calibration, directory / "calibration")
+    save(optima, directory / "optima")
     write_bytes(directory / PAGE, page.encode("utf-8", "replace"))
     return directory / PAGE
 
@@ -129,6 +133,18 @@ def write_comparison(directory: Path, comparison: Comparison) -> None:
         comparison.to_frame().to_csv(partial / "comparison.csv")
         (partial / "recommendation.txt").write_text(f"{comparison}\n", encoding="utf-8")
         save(compare_figure(comparison), partial / "comparison")
+
+
+def write_gallery(directory: Path, pictures: Sequence[Picture]) -> Path:
+    """Write every picture as PNG and SVG, and ``index.html``, to a new directory; the page's path.
+
+    They appear together, as those of `write_analysis` do.
+    """
+    with _whole(directory) as partial:
+        for picture in pictures:
+            save(picture.figure, partial / picture.name)
+        write_bytes(partial / INDEX, render_gallery(pictures).encode())
+    return directory / INDEX
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from bayesmoe.diagnostics.stored_fit import StoredFit, data_digest
 from bayesmoe.inference.point import Fit
 from bayesmoe.report._findings import CLOSE, find_optima, find_troubles
 from bayesmoe.report.html import environment, svg
+from bayesmoe.report.optima_figure import optima_figure
 from bayesmoe.report.style import ESTIMATOR_LABELS, STATUS_LABELS, size_text
 
 _VERDICTS = {
@@ -28,7 +29,9 @@ _VERDICTS = {
 Row = dict[str, Any]
 
 
-def render_fit(stored: StoredFit, figure: Figure, calibration: Figure) -> str:
+def render_fit(
+    stored: StoredFit, figure: Figure, calibration: Figure, optima: Figure | None = None
+) -> str:
     """The report of a fit as one HTML page that needs nothing else.
 
     Parameters
@@ -37,6 +40,8 @@ def render_fit(stored: StoredFit, figure: Figure, calibration: Figure) -> str:
         The request and its analysis, as `load_fit` returns them.
     figure, calibration
         From `fit_figure` and `pit_figure`.
+    optima
+        From `optima_figure`; drawn from the analysis by default.
 
     Returns
     -------
@@ -44,6 +49,7 @@ def render_fit(stored: StoredFit, figure: Figure, calibration: Figure) -> str:
         The page; column names and all else that comes from the user are escaped.
     """
     analysis = stored.analysis
+    optima = optima or optima_figure(analysis.mle, analysis.map)
     table, attributes = analysis.table, analysis.posterior.attrs
     return environment().get_template("fit.html").render(
         title=stored.request.formulas or f"{table.y.name} given {_listed(list(table.x.columns))}",
@@ -61,6 +67,7 @@ def render_fit(stored: StoredFit, figure: Figure, calibration: Figure) -> str:
         figure={"source": svg(figure), "caption": _caption(stored), "alt": _alternative(analysis)},
         checks=analysis.checks.checks,
         calibration={"source": svg(calibration), "caption": _CALIBRATION, "alt": _CALIBRATION_ALT},
+        optima={"source": svg(optima), "caption": _OPTIMA, "alt": _optima_alternative(analysis)},
         starts=_start_rows(analysis),
         settings=_settings(stored),
         versions=json.loads(attributes["versions"]).items(),
@@ -84,6 +91,22 @@ _CALIBRATION = (
     "covariate: black lines, the quartiles of neighbouring rows, lie on the grey ones."
 )
 _CALIBRATION_ALT = "P(Y at most y given x) of rows left out, against each covariate."
+_OPTIMA = (
+    "How far below the best every start ended, the highest first; each further height is another "
+    "optimum, and says how many starts ended there. Trust the best if many starts share it; optima "
+    "above the dashed line are hardly told apart from it by the data. Grey shapes are no optima."
+)
+
+
+def _optima_alternative(analysis: Analysis) -> str:
+    """How many starts found the best, in words."""
+    found = [
+        f"{ESTIMATOR_LABELS[name]}: {optima.reached} of {optima.total} starts found the best"
+        for name, optima in (
+            ("mle", find_optima(analysis.mle)), ("map", find_optima(analysis.map))
+        )
+    ]  # fmt: skip
+    return f"Heights at which the starts ended, below the best. {'; '.join(found)}."
 
 
 def _alternative(analysis: Analysis) -> str:

@@ -23,6 +23,15 @@ _CAPTIONS = {
     "the sample size. Lines parallel to the grey line decay at the expected rate. Where a ray "
     "keeps the loss from any rate, the dashed lines are the loss modulo the ray. The numbers are "
     "measured slopes with their intervals.",
+    "rates": "Measured slopes at one glance: those of the normalised loss and of each parameter "
+    "block, with 95 % bootstrap intervals. Bars that cover the grey tick agree with the expected "
+    "exponent; bars that cover the line at zero cannot be told from errors that do not contract. "
+    "Where nothing contracts by theory, the tick lies on that line. The loss and τ are of no cell. "
+    "A hollow point has no interval and a cross no slope, for want of fits that converged; arrows "
+    "point to what lies beyond the axis, and the table below has all numbers.",
+    "replicates": "The loss of every replicate, of which the first figure has medians and "
+    "quartiles. Points far above the others are other optima, or posteriors around them; hollow "
+    "points are fits that did not converge, which take no part in medians and slopes.",
     "blocks": "Error of each parameter block; the coloured numbers are slopes of MLE, MAP and "
     "posterior, in grey the expected rate. In the column of the temperature, the dash-dotted line "
     "is the posterior standard deviation of τ. In over-specified fits the lines with points belong "
@@ -41,10 +50,19 @@ _EM = (
     "EM is the published one, stopped by its rule; where that is short of a maximum, it is drawn "
     "all the same."
 )
-_EM_CAPTIONS = ("contraction", "blocks", "local_slopes")
+_EM_CAPTIONS = ("contraction", "rates", "replicates", "blocks", "local_slopes")
 
 _ALTERNATIVES = {
     "contraction": ("Log-log panels of the Voronoi loss, with slopes:", "normalised_loss"),
+    "rates": (
+        "Rows of slopes with intervals beside the expected exponents, for the loss and each "
+        "parameter block. Slopes of the loss:",
+        "normalised_loss",
+    ),
+    "replicates": (
+        "A point for the loss of every replicate, log-log, with medians. Slopes of the loss:",
+        "normalised_loss",
+    ),
     "blocks": ("Log-log panels of the error of each parameter block. Slopes of the loss:", "loss"),
     "local_slopes": (
         "Slopes of the Voronoi loss between neighbouring sample sizes. Over all sizes:",

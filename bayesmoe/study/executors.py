@@ -108,21 +108,23 @@ class Waiting:
         self._groups: dict[Model, collections.deque[Cell]] = {}
         for cell in cells:
             self._groups.setdefault(cell[:3], collections.deque()).append(cell)
-        self._unclaimed = sorted(self._groups, key=self._cost)
-
-    def _cost(self, model: Model) -> float:
-        return sum(cell.cost for cell in self._groups[model])
+        self._cost = {
+            model: sum(cell.cost for cell in group) for model, group in self._groups.items()
+        }
+        self._unclaimed = sorted(self._groups, key=self._cost.__getitem__)
 
     def take(self, own: Model | None) -> Cell | None:
         """The next cell: of the worker's own model, of an unclaimed one, or of the fullest."""
         with self._lock:
             if own is not None and self._groups[own]:
-                return self._groups[own].pop()
+                return self._pop(own)
             while self._unclaimed:
-                claimed = self._groups[self._unclaimed.pop()]
-                if claimed:
-                    return claimed.pop()
-            fullest = max(self._groups, key=self._cost, default=None)
-            if fullest is None or not self._groups[fullest]:
-                return None
-            return self._groups[fullest].pop()
+                if self._groups[claimed := self._unclaimed.pop()]:
+                    return self._pop(claimed)
+            left = [model for model, group in self._groups.items() if group]
+            return self._pop(max(left, key=self._cost.__getitem__)) if left else None
+
+    def _pop(self, model: Model) -> Cell:
+        cell = self._groups[model].pop()
+        self._cost[model] -= cell.cost
+        return cell

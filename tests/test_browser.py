@@ -1,0 +1,177 @@
+"""The reports in a real browser: WCAG AA by axe, phone and desktop, light, dark and paper.
+
+Chromium and its driver come from the system (Debian: chromium, chromium-driver). Where they are
+missing the tests are skipped, unless BAYESMOE_BROWSER says "required".
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fabricated_fit import hostile
+from selenium.webdriver import Chrome, ChromeOptions
+from selenium.webdriver.chrome.service import Service
+from test_report import make_plan, make_study
+
+from bayesmoe.report.figures import study_figures
+from bayesmoe.report.fit_figure import fit_figure
+from bayesmoe.report.fit_html import render_fit
+from bayesmoe.report.gallery import Picture, render_gallery
+from bayesmoe.report.html import render_study
+from bayesmoe.report.pit_figure import pit_figure
+
+WIDTHS = {"phone": 390, "desktop": 1280}
+PAGES = ("study", "fit", "gallery")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Chrome]:
+    programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
+    if None in programs:
+        message = "no browser: install chromium and chromedriver (Debian: chromium-driver)"
+        if os.environ.get("BAYESMOE_BROWSER") == "required":
+            pytest.fail(message)
+        pytest.skip(message)
+    options = ChromeOptions()
+    options.binary_location = programs[0]
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = Chrome(options=options, service=Service(programs[1]))
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def addresses(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Where the pages of a study, of a fit with hostile names and of a gallery are."""
+    directory = tmp_path_factory.mktemp("pages")
+    gates, sizes = ["softmax", "dense_to_sparse"], [300, 1000, 3000]
+    study = make_study(make_plan(gates=gates, n_experts=[3], sizes=sizes, replicates=3))
+    drawn = study_figures(study.results, study.slopes)
+    shown = [
+        Picture(
+            name, name, "What it shows.", "bayesmoe study run quick --out results/quick", figure
+        )
+        for name, figure in drawn.items()
+    ]
+    stored = hostile()
+    pages = {
+        "study": render_study(study.results, study.slopes, study.counts, drawn),
+        "fit": render_fit(stored, fit_figure(stored.analysis), pit_figure(stored.analysis)),
+        "gallery": render_gallery(shown),
+    }
+    return {name: _written(directory / f"{name}.html", page) for name, page in pages.items()}
+
+
+def _written(path: Path, page: str) -> str:
+    path.write_text(page, encoding="utf-8")
+    return path.as_uri()
+
+
+Show = Callable[..., Chrome]
+
+
+@pytest.fixture
+def show(browser: Chrome, addresses: dict[str, str]) -> Show:
+    """Opens a page as a device would show it."""
+
+    def opened(page: str, width: str = "desktop", scheme: str = "light", media: str = "") -> Chrome:
+        browser.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": WIDTHS[width], "height": 800, "deviceScaleFactor": 1,
+             "mobile": width == "phone"},
+        )  # fmt: skip
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        browser.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia", {"media": media, "features": [feature]}
+        )
+        browser.get(addresses[page])
+        return browser
+
+    return opened
+
+
+@pytest.mark.parametrize(("width", "scheme"), [("phone", "dark"), ("desktop", "light")])
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_pass_wcag_aa(show: Show, page: str, width: str, scheme: str) -> None:
+    driver = show(page, width, scheme)
+    dark = driver.execute_script("return matchMedia('(prefers-color-scheme: dark)').matches")
+    assert dark == (scheme == "dark")
+    driver.execute_script(files("axe_core_python").joinpath("axe.min.js").read_text())
+    found = driver.execute_async_script(
+        "axe.run({runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'best-practice']})"
+        ".then(arguments[arguments.length - 1])"
+    )
+    assert "color-contrast" in [rule["id"] for rule in found["passes"]]
+    assert [_told(violation) for violation in found["violations"]] == []
+
+
+def _told(violation: dict[str, Any]) -> str:
+    where = [node["html"][:80] for node in violation["nodes"]]
+    return f"{violation['impact']} {violation['id']}: {violation['help']} at {where}"
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("page", PAGES)
+def test_pages_fit_the_width_and_load_nothing(show: Show, page: str, width: str) -> None:
+    driver = show(page, width)
+    assert driver.execute_script("return window.innerWidth") == WIDTHS[width]
+    needed, room = driver.execute_script(
+        "const page = document.documentElement; return [page.scrollWidth, page.clientWidth]"
+    )
+    assert needed == room
+    pictures = driver.execute_script("return [...document.images].map((i) => i.naturalWidth)")
+    assert len(pictures) >= 2
+    assert min(pictures) > 0
+    loaded = driver.execute_script(
+        "return performance.getEntriesByType('resource').map(e => e.name)"
+    )
+    assert [name for name in loaded if not name.startswith("data:")] == []
+    assert driver.get_log("browser") == []
+
+
+def test_tables_sort_by_number_both_ways(show: Show) -> None:
+    driver = show("study")
+    tables = driver.find_elements("css selector", "table[data-sortable]")
+    assert tables
+    for table in tables:
+        # the columns of numbers of this table
+        columns = driver.execute_script(
+            "return [...arguments[0].tBodies[0].rows[0].cells].flatMap("
+            "(cell, i) => cell.classList.contains('number') ? [i] : [])",
+            table,
+        )
+        assert columns
+        for order in ("ascending", "descending"):
+            button = table.find_elements("css selector", "thead button")[columns[-1]]
+            driver.execute_script("arguments[0].click()", button)
+            values, state = driver.execute_script(
+                "const [table, i] = arguments;"
+                "return [[...table.tBodies[0].rows].map("
+                "(row) => row.cells[i].dataset.value ?? row.cells[i].textContent.trim()),"
+                "table.querySelectorAll('thead th')[i].getAttribute('aria-sort')]",
+                table, columns[-1],
+            )  # fmt: skip
+            numbers = [float(value) for value in values if value]
+            assert state == order
+            assert numbers == sorted(numbers, reverse=order == "descending")
+            assert values == [*filter(None, values), *[""] * (len(values) - len(numbers))]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_on_paper_nothing_is_cut_off_and_dark_is_left_behind(show: Show, page: str) -> None:
+    driver = show(page, scheme="dark", media="print")
+    paper = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert paper == "rgb(255, 255, 255)"
+    cut = driver.execute_script(
+        "return [...document.querySelectorAll('.scroll, .plate')].filter("
+        "(box) => getComputedStyle(box).overflowY !== 'visible').length"
+    )
+    assert cut == 0
