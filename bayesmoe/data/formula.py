@@ -82,9 +82,9 @@ class Design:
             If a column is missing or of another type, a value is missing or infinite, or gives a
             term that is, a level is new, or a spline is asked for beyond its range.
         """
-        frame = as_pandas(frame)
-        _column_names(frame)
-        x = self._terms_at(self._read(frame)).set_axis(frame.index)
+        rows: pd.DataFrame = as_pandas(frame)
+        _column_names(rows)
+        x = self._terms_at(self._read(rows)).set_axis(rows.index)
         _check_finite(x)
         return x
 
@@ -163,19 +163,19 @@ def design(formula: str, frame: Frame, gate: str | None = None) -> Design:
     The bases of ``cr``, ``cs`` and ``cc`` sum to one; beside an intercept they need
     ``constraints="center"``.
     """
-    frame = as_pandas(frame)
-    parsed = parse(formula, gate, _column_names(frame))
+    rows: pd.DataFrame = as_pandas(frame)
+    parsed = parse(formula, gate, _column_names(rows))
     used = (*parsed.response_columns, *parsed.covariates)
-    data = _typed(frame, used, parsed.categorical)
+    data = _typed(rows, used, parsed.categorical)
     levels = {name: _find_levels(data[name]) for name in used
               if name in parsed.categorical or data[name].dtype != float}  # fmt: skip
-    y = _response(parsed, data, levels, formula).set_axis(frame.index)
+    y = _response(parsed, data, levels, formula).set_axis(rows.index)
     terms = (formula, parsed.experts), (gate, parsed.gate)
     parts, specs = zip(
         *(_evaluate(_spec(part), data, text) for text, part in terms if part is not None),
         strict=True,
     )
-    x = _union(parts).set_axis(frame.index)
+    x = _union(parts).set_axis(rows.index)
     if not x.shape[1]:
         raise FormulaError(f"the terms of {formula!r} give no column; choose other terms")
     _check_finite(x)

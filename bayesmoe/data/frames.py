@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 from typing import Any, Protocol
 
 import pandas as pd
@@ -35,7 +35,7 @@ def column_names(x: Any) -> list[str] | None:
     return [str(name) for name in x.columns] if is_frame else None
 
 
-def read_parquet(path: str | os.PathLike[str]) -> pd.DataFrame:
+def read_parquet(path: Path) -> pd.DataFrame:
     """The columns of a Parquet file, in pandas.
 
     Raises
@@ -50,7 +50,7 @@ def read_parquet(path: str | os.PathLike[str]) -> pd.DataFrame:
             'Parquet files are read by polars; install it by pip install "bayesmoe[polars]"'
         ) from None
     try:
-        return as_pandas(polars.read_parquet(path))
+        return pd.DataFrame(as_pandas(polars.read_parquet(path)))
     except (OSError, polars.exceptions.PolarsError) as error:
         raise ValueError(f"{path} cannot be read as Parquet: {error}") from None
 
