@@ -1,7 +1,7 @@
 """Voronoi losses of 4000 draws, beside a loop over them.
 
 Draws are copies of a truth with k* = 3 atoms, all parameters moved at random; with one expert more,
-cells have two atoms, and problems are no linear programs.
+cells have two atoms, and exponents above one.
 """
 
 from __future__ import annotations
@@ -20,21 +20,28 @@ N_DRAWS = 4000
 LOOP = 40  # draws of the loop
 N_ROUNDS = 5
 WANTED = 0.2  # seconds
-CASES: tuple[tuple[str, dict[str, Any], bool], ...] = (  # gate, its options, whether modulo rays
-    ("softmax", {}, False),
-    ("top_k_sparse", {"top_k": 2}, False),
-    ("dense_to_sparse", {}, False),
-    ("dense_to_sparse", {}, True),
-    ("activation_dense_to_sparse", {}, False),
+CASES: tuple[
+    tuple[str, dict[str, Any], dict[str, Any]], ...
+] = (  # gate, its and the loss's options
+    ("softmax", {}, {}),
+    ("softmax", {}, {"weights": "probability"}),
+    ("top_k_sparse", {"top_k": 2}, {}),
+    ("top_k_sparse", {"top_k": 2}, {"weights": "probability"}),
+    ("dense_to_sparse", {}, {}),
+    ("dense_to_sparse", {}, {"identified": True}),
+    ("dense_to_sparse", {}, {"identified": True, "weights": "probability"}),
+    ("activation_dense_to_sparse", {}, {}),
+    ("activation_dense_to_sparse", {}, {"weights": "probability"}),
 )
 
 
 def entries() -> Iterator[Entry]:
     """Times for k = 3 and 4, and for k = 3 the ratio to a loop."""
-    for name, options, identified in CASES:
+    for name, options, how in CASES:
         truth = bm.scenario("three", gate=name, **options)
-        what = truth.gate.label + (" modulo its ray" if identified else "")
-        loss = partial(bm.voronoi_loss, truth=truth, identified=identified)
+        what = truth.gate.label + (" modulo its ray" if "identified" in how else "")
+        what += ", mean probabilities" if "weights" in how else ""
+        loss = partial(bm.voronoi_loss, truth=truth, **how)
         draws = {k: _draws(truth.measure, k) for k in (3, 4)}
         for k, some in draws.items():
             loss(some)  # compiles

@@ -232,6 +232,33 @@ def test_the_loss_is_the_infimum_for_all_sizes(
     check_against_brute_force(case, k, n_true, d, far)
 
 
+@pytest.mark.parametrize(
+    ("case", "k", "n_true"),
+    [(CASE["dense_to_sparse"], 1, 2), (CASE["relu"], 1, 2), (CASE["softmax"], 2, 3)],
+    **BY_LABEL,
+)
+def test_fewer_experts_than_true_ones_are_compared(case: GateCase, k: int, n_true: int) -> None:
+    """Some cell is empty at every representative."""
+    check_against_brute_force(case, k, n_true, 1, far=True)
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+@pytest.mark.parametrize("case", [CASE["softmax"], TOP_1, CASE["dense_to_sparse"]], **BY_LABEL)
+def test_no_representative_on_a_grid_is_better(case: GateCase, kind: str) -> None:
+    """Of measures far from the truth, whose best representatives lie at ends of intervals."""
+    measures = [case.measure(seed, 3, 1) for seed in range(100, 120)]
+    t, logs = np.linspace(-6, 6, 121), np.linspace(-12, 2, 8) if kind == "intercept" else [0.0]
+    scales = np.linspace(0.05, 3, 20) if case.ray else [1.0]
+    s, t, logs = (np.ravel(part) for part in np.meshgrid(scales, t, logs, indexing="ij"))
+    for seed in (3, 19):
+        truth = make_truth(case, case.measure(seed, 2, 1))
+        losses = voronoi_loss(stack(measures), truth, case.ray, weights=kind)
+        for measure, loss in zip(measures, np.asarray(losses), strict=True):
+            moves = (s, t[:, None], np.exp(logs))
+            grid = definition(case, measure, truth, kind, case.ray, moves)
+            assert loss <= np.min(grid) * (1 + 1e-9)
+
+
 # ---------------------------------------------------------------- by hand
 
 

@@ -16,7 +16,6 @@ _FIRST, _SHRINK, _LAST = 0.1, 0.2, 1e-12  # of the smoothing, relative to the va
 _TO_BOUNDARY = 0.95  # the most of the way to a constraint that a step goes
 _HALVINGS = 30  # of a step
 _DECREASE = 1e-4  # the least decrease, relative to what the gradient promises
-_INSIDE = 1e-12  # how far from a bound a point counts as strictly inside, coordinates being about 1
 _TINY = np.finfo(float).tiny
 
 
@@ -30,29 +29,8 @@ class Constraints(NamedTuple):
         """bounds - normals·x, shape ``(m, B)``."""
         return self.bounds - np.einsum("mqb,qb->mb", self.normals, x)
 
-    def ends(self) -> tuple[np.ndarray, np.ndarray]:
-        """The interval in which one variable may lie: its ends ``(B,)``, infinite for none."""
-        normals = self.normals[:, 0]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ends = self.bounds / normals
-        low = np.max(np.where(normals < 0, ends, -np.inf), axis=0)
-        return low, np.min(np.where(normals > 0, ends, np.inf), axis=0)
-
-    def interval(self) -> tuple[np.ndarray, np.ndarray]:
-        """`ends`, moved inwards by a rounding error."""
-        low, high = self.ends()
-        lower, upper = low + _margin(low), high - _margin(high)
-        crossed = lower > upper
-        middle = np.where(crossed, low, 0.0) / 2 + np.where(crossed, high, 0.0) / 2
-        return np.where(crossed, middle, lower), np.where(crossed, middle, upper)
-
     def take(self, problems: np.ndarray) -> Constraints:
         return Constraints(*(part[..., problems] for part in self))
-
-
-def _margin(end: np.ndarray) -> np.ndarray:
-    """A rounding error of an interval's end; none if there is no end."""
-    return np.where(np.isfinite(end), _INSIDE * (1 + np.abs(end)), 0.0)
 
 
 class Smoothing(NamedTuple):
@@ -182,20 +160,10 @@ def feasible(constraints: Constraints, start: np.ndarray) -> tuple[np.ndarray, n
     """Points ``(q, B)`` and whether they are strictly feasible; ``start`` itself where it is."""
     x, violation = start.copy(), -np.min(constraints.slack(start), axis=0)
     out = np.flatnonzero(violation >= 0)
-    if out.size and len(start) == 1:
-        x[0, out] = _between(*constraints.take(out).ends())
-    elif out.size:
+    if out.size:
         lifted = np.concatenate([start[:, out], violation[None, out] + 1])
         x[:, out] = minimise(_Violation(lifted), _lift(constraints.take(out)), lifted)[:-1]
     return x, np.min(constraints.slack(x), axis=0) > 0
-
-
-def _between(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """A point inside each interval: its middle, or off its only end by its size."""
-    middle = low / 2 + high / 2
-    with np.errstate(invalid="ignore"):
-        off = np.where(np.isfinite(low), low + 1 + np.abs(low), high - 1 - np.abs(high))
-    return np.where(np.isfinite(middle), middle, off)
 
 
 def _lift(constraints: Constraints) -> Constraints:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -41,20 +41,23 @@ class Comparison:
     """N measures of k atoms each against one truth of k* atoms.
 
     A representative of a measure is given by s > 0, t in R^d and W > 0: gate slopes sβ1_i + t,
-    temperature sτ and weights W w_i.
+    temperature sτ and weights W w_i. The axis of measures is the last one of every array, so that
+    sums over atoms, cells and covariates are sums of whole arrays.
 
     Attributes
     ----------
     slopes, temperatures
-        Fitted β1 and τ, shapes ``(N, k, d)`` and ``(N,)``; if s is free, moved along the ray to the
+        Fitted β1 and τ, shapes ``(k, d, N)`` and ``(N,)``; if s is free, moved along the ray to the
         true temperature.
     norms
-        ‖Δa‖, |Δb| and |Δν| of every fitted against every true atom, shape ``(N, k, k*, 3)``.
+        ‖Δa‖, |Δb| and |Δν| of every fitted against every true atom, shape ``(3, k, k*, N)``.
+    distances
+        Squared distances of the experts, shape ``(k, k*, N)``.
     fixed
         The cost of atom i in cell j of m atoms that is the same for all representatives, of expert
-        and, if s is fixed, temperature: shape ``(N, k, k*, k + 1)``, m last.
+        and, if s is fixed, temperature: shape ``(k + 1, k, k*, N)``, m first.
     weights
-        Fitted w_i, shape ``(N, k)``.
+        Fitted w_i, shape ``(k, N)``.
     true_slopes, true_temperature, true_weights
         Shapes ``(k*, d)``, ``()`` and ``(k*,)``.
     exponents
@@ -70,6 +73,7 @@ class Comparison:
     slopes: np.ndarray
     temperatures: np.ndarray
     norms: np.ndarray
+    distances: np.ndarray
     fixed: np.ndarray
     weights: np.ndarray
     true_slopes: np.ndarray
@@ -87,15 +91,11 @@ class Comparison:
         """k*."""
         return len(self.true_weights)
 
-    @property
-    def distances(self) -> np.ndarray:
-        """Squared distances of the experts, shape ``(N, k, k*)``."""
-        return np.sum(self.norms**2, axis=-1)
-
-    def take(self, rows: np.ndarray) -> Comparison:
+    def take(self, rows: np.ndarray | slice) -> Comparison:
         """The comparison of the measures at ``rows``."""
-        batched = ("slopes", "temperatures", "norms", "fixed", "weights")
-        return dataclasses.replace(self, **{name: getattr(self, name)[rows] for name in batched})
+        batched = ("slopes", "temperatures", "norms", "distances", "fixed", "weights")
+        parts = {name: getattr(self, name)[..., rows] for name in batched}
+        return dataclasses.replace(self, **parts)
 
 
 def compare(
@@ -112,25 +112,27 @@ def compare(
     in place of exp(β0_i/τ). All exponents are multiplied by ``order``.
     """
     gate, n_true, free_scale = truth.gate, truth.measure.n_experts, identified and truth.gate.ray
-    true = jax.tree_util.tree_map(lambda leaf: np.asarray(leaf)[None], truth.measure)
-    exponents = order * _exponents(gate, measures.n_experts, free_scale)
+    measures = jax.tree_util.tree_map(_last, measures)
+    true = jax.tree_util.tree_map(lambda leaf: np.asarray(leaf)[..., None], truth.measure)
+    exponents = order * _exponents(gate, measures.slope.shape[0], free_scale)
     norms = _expert_norms(measures, true)
-    fixed = np.sum(norms[:, :, :, None] ** exponents[:, 2:], axis=-1)
+    fixed = np.stack([_powers(norms, of_size[2:]) for of_size in exponents])
     # along a ray it is the slope at the true temperature that counts
-    ratio = true.temperature / measures.temperature if free_scale else np.ones(len(norms))
+    ratio = true.temperature / measures.temperature if free_scale else 1.0
     if not free_scale:
         gap = np.abs(measures.temperature - true.temperature)
-        fixed = fixed + (gap[:, None] ** exponents[:, 1])[:, None, None]
+        fixed += (gap ** exponents[:, 1, None])[:, None, None]
     weights, true_weights = _weights(truth, measures, true, probability)
     return Comparison(
-        slopes=np.asarray(measures.gate_slope) * ratio[:, None, None],
-        temperatures=np.asarray(measures.temperature) * ratio,
+        slopes=np.asarray(measures.gate_slope * ratio),
+        temperatures=np.asarray(measures.temperature * ratio),
         norms=norms,
+        distances=np.sum(norms**2, axis=0),
         fixed=fixed,
         weights=weights,
-        true_slopes=true.gate_slope[0],
+        true_slopes=true.gate_slope[..., 0],
         true_temperature=float(true.temperature[0]),
-        true_weights=true_weights[0],
+        true_weights=true_weights[:, 0],
         exponents=exponents[:, :2],
         n_counted=n_true if gate.subset_size is None else min(gate.subset_size, n_true),
         penalty=float(np.sum(true_weights) * (1 + _diameter(true))),
@@ -140,42 +142,59 @@ def compare(
     )
 
 
+def _last(array: np.ndarray) -> np.ndarray:
+    """With the first axis moved to the end."""
+    return np.ascontiguousarray(np.moveaxis(np.asarray(array), 0, -1))
+
+
+def _powers(norms: np.ndarray, exponents: np.ndarray) -> np.ndarray:
+    """The sum of the three norms to their powers, shape ``(k, k*, N)``."""
+    parts = zip(norms, exponents, strict=True)
+    return sum(norm if exponent == 1 else norm**exponent for norm, exponent in parts)
+
+
 def _diameter(true: MixingMeasure) -> np.ndarray:
     """max ‖θ*_j - θ*_l‖ over pairs of true atoms."""
-    gate_slope = np.linalg.norm(true.gate_slope[:, :, None] - true.gate_slope[:, None], axis=-1)
-    return np.sqrt(np.max(gate_slope**2 + np.sum(_expert_norms(true, true) ** 2, axis=-1)))
+    gate_slope = _distances(true.gate_slope, true.gate_slope)
+    return np.sqrt(np.max(gate_slope**2 + np.sum(_expert_norms(true, true) ** 2, axis=0)))
+
+
+def _distances(points: Any, others: Any) -> np.ndarray:
+    """Distances of points ``(k, d, N)`` from others: shape ``(k, k*, N)``."""
+    return np.linalg.norm(points[:, None] - others, axis=2)
 
 
 def _expert_norms(measures: MixingMeasure, true: MixingMeasure) -> np.ndarray:
-    """‖Δa‖, |Δb| and |Δν| of the atoms of N measures against one's: shape ``(N, k, k*, 3)``."""
-    slope = np.linalg.norm(measures.slope[:, :, None] - true.slope[:, None], axis=-1)
-    intercept = np.abs(measures.intercept[:, :, None] - true.intercept[:, None])
-    variance = np.abs(measures.variance[:, :, None] - true.variance[:, None])
-    return np.stack([slope, intercept, variance], axis=-1)
+    """‖Δa‖, |Δb| and |Δν| of the atoms of N measures against one's: shape ``(3, k, k*, N)``."""
+    slope = _distances(measures.slope, true.slope)
+    intercept = np.abs(measures.intercept[:, None] - true.intercept)
+    variance = np.abs(measures.variance[:, None] - true.variance)
+    return np.stack([slope, intercept, variance])
 
 
 def _weights(
     truth: Truth, measures: MixingMeasure, true: MixingMeasure, probability: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Fitted weights ``(N, k)`` and true ones ``(1, k*)``."""
+    """Fitted weights ``(k, N)`` and true ones ``(k*, 1)``."""
     if probability:
         x = truth.quadrature_x
         fitted = _mean_probabilities(truth.gate, measures.gate, x)
         return fitted, _mean_probabilities(truth.gate, true.gate, x)
-    logs = measures.gate_intercept / measures.temperature[:, None]
+    logs = measures.gate_intercept / measures.temperature
     # W is free, and so nothing need overflow
-    fitted = np.exp(logs - np.max(logs, axis=1, keepdims=True))
-    return fitted, np.exp(true.gate_intercept / true.temperature[:, None])
+    fitted = np.exp(logs - np.max(logs, axis=0, keepdims=True))
+    return fitted, np.exp(true.gate_intercept / true.temperature)
 
 
 def _mean_probabilities(gate: Gate, parameters: GateParameters, x: Array) -> np.ndarray:
-    """E_X[π_i(X)] of N measures, shape ``(N, k)``."""
+    """E_X[π_i(X)] of N measures, shape ``(k, N)``."""
     size, parts = len(parameters.temperature), []
     for start in range(0, size, _CHUNK):
         index = np.minimum(np.arange(start, start + _CHUNK), size - 1)
-        chunk = jax.tree_util.tree_map(lambda leaf, index=index: leaf[index], parameters)
+        chunk = jax.tree_util.tree_map(lambda leaf, index=index: leaf[..., index], parameters)
         parts.append(np.asarray(_chunk_probabilities(gate, chunk, x)))
-    return np.concatenate([np.zeros((0, parameters.intercept.shape[1])), *parts])[:size]
+    none = np.zeros((len(parameters.intercept), 0))
+    return np.concatenate([none, *parts], axis=1)[:, :size]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -183,7 +202,7 @@ def _chunk_probabilities(gate: Gate, parameters: GateParameters, x: Array) -> Ar
     def mean(one: GateParameters) -> Array:
         return jnp.mean(jnp.exp(gate.log_probabilities(one, x.T)), axis=1)
 
-    return jax.vmap(mean)(parameters)
+    return jax.vmap(mean, in_axes=-1, out_axes=-1)(parameters)
 
 
 @functools.lru_cache(maxsize=64)

@@ -1,4 +1,4 @@
-"""The convex problems of measures whose atoms are assigned to cells.
+"""The convex problems of measures whose atoms are assigned to cells, with several covariates.
 
 The coordinates u of a representative hold what is free of s and t, with t in units of the largest
 gate slope. Norms are smoothed to √(‖·‖² + smoothing²). The B problems are on the last axis.
@@ -11,11 +11,26 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bayesmoe.theory._barrier import Constraints, Smoothing, solve
+from bayesmoe.theory._barrier import Constraints, Smoothing, feasible, minimise, solve
 from bayesmoe.theory._comparison import Comparison
-from bayesmoe.theory._definition import own_sizes
+from bayesmoe.theory._definition import fixed_costs, members_of, own_sizes
 
-_HALVINGS = 56  # of an interval: to rounding
+
+def minima(c: Comparison, cell: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The best of what is free of (s, t), ``(p, B)``, and whether there is any.
+
+    For B measures with their atoms in cells ``(k, B)``.
+    """
+    residuals, constraints, unit = assign(c, cell)
+    u, found = feasible(constraints, residuals.least_squares())
+    residuals, constraints = residuals.take(found), constraints.take(found)
+    if c.n_counted == c.n_true:
+        u[:, found] = minimise(SummedCosts(residuals), constraints, u[:, found])
+    else:
+        u[:, found] = _largest(c.take(found), cell[:, found], residuals, constraints, u[:, found])
+    if c.free_shift:
+        u[-residuals.n_covariates :] *= unit
+    return u, found
 
 
 class Residuals(NamedTuple):
@@ -55,35 +70,9 @@ class Residuals(NamedTuple):
         return -solve(matrix, np.einsum("rb,rdpb,rdb->pb", self.weights, self.basis, self.offset))
 
     @property
-    def linear(self) -> np.ndarray:
-        """Whether all costs are absolute values, of one covariate: shape ``(B,)``."""
-        return np.all(self.exponents == 1, axis=0) & (self.n_covariates == 1)
-
-    @property
-    def n_variables(self) -> int:
-        """p."""
-        return self.basis.shape[2]
-
-    @property
     def n_covariates(self) -> int:
         """d."""
         return self.basis.shape[1]
-
-    def least_between(self, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        """The minimisers ``(B,)`` of costs in one variable between ``low`` and ``high``."""
-        basis = self.basis[:, 0, 0]
-        kinks = -self.offset[:, 0] / basis
-        weights = self.weights * self.exponents * np.abs(basis) ** self.exponents
-        low, high = (
-            np.clip(np.min(kinks, axis=0), low, high),
-            np.clip(np.max(kinks, axis=0), low, high),
-        )
-        for _ in range(_HALVINGS):
-            middle = (low + high) / 2
-            gap = middle - kinks
-            slope = np.sum(weights * np.sign(gap) * np.abs(gap) ** (self.exponents - 1), axis=0)
-            low, high = np.where(slope > 0, low, middle), np.where(slope > 0, middle, high)
-        return (low + high) / 2
 
     def _squares(self, u: np.ndarray, smoothing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         residual = np.einsum("rdpb,pb->rdb", self.basis, u) + self.offset
@@ -102,11 +91,6 @@ class SummedCosts(NamedTuple):
     """The sum of all rows as a function of u."""
 
     residuals: Residuals
-
-    @property
-    def linear(self) -> np.ndarray:
-        """Which are linear programs, shape ``(B,)``."""
-        return self.residuals.linear
 
     def value(self, x: np.ndarray, smoothing: Smoothing) -> np.ndarray:
         return np.sum(self.residuals.costs(x, smoothing.norm), axis=0)
@@ -128,14 +112,10 @@ class Assigned(NamedTuple):
     constraints: Constraints
     unit: np.ndarray
 
-    def take(self, problems: np.ndarray) -> Assigned:
-        parts = (self.residuals.take(problems), self.constraints.take(problems))
-        return Assigned(*parts, self.unit[problems])
-
 
 def assign(c: Comparison, cell: np.ndarray) -> Assigned:
-    """B measures with their atoms in cells of shape ``(B, k)``."""
-    largest = np.max(np.abs(c.slopes), axis=(1, 2)) + np.max(np.abs(c.true_slopes))
+    """B measures with their atoms in cells of shape ``(k, B)``."""
+    largest = np.max(np.abs(c.slopes), axis=(0, 1)) + np.max(np.abs(c.true_slopes))
     unit = np.where(largest > 0, largest, 1.0)
     residuals = _slope_residuals(c, cell, unit)
     if c.free_scale:
@@ -146,18 +126,18 @@ def assign(c: Comparison, cell: np.ndarray) -> Assigned:
 
 def _slope_residuals(c: Comparison, cell: np.ndarray, unit: np.ndarray) -> Residuals:
     """Rows sβ1_i + t - β1*_j in units of ``unit``."""
-    slopes, d = _last(c.slopes) / unit, c.slopes.shape[2]
-    offset = -_last(c.true_slopes[cell]) / unit
+    slopes = c.slopes / unit
+    k, d, size = slopes.shape
+    offset = -np.moveaxis(c.true_slopes[cell], -1, 1) / unit
     columns = []
     if c.free_scale:
         columns.append(slopes[:, :, None])
     else:
         offset = offset + slopes
     if c.free_shift:
-        shape = (len(slopes), d, d, len(unit))
-        columns.append(np.broadcast_to(np.eye(d)[..., None], shape))
-    exponents = _last(c.exponents[own_sizes(cell), 0])
-    weights = _last(c.weights) * unit**exponents
+        columns.append(np.broadcast_to(np.eye(d)[..., None], (k, d, d, size)))
+    exponents = c.exponents[own_sizes(cell), 0]
+    weights = c.weights * unit**exponents
     return Residuals(np.concatenate(columns, axis=2), offset, exponents, weights)
 
 
@@ -166,8 +146,8 @@ def _temperature_residuals(c: Comparison, cell: np.ndarray, like: Residuals) -> 
     basis, offset = np.zeros_like(like.basis), np.zeros_like(like.offset)
     basis[:, 0, 0] = c.temperatures / c.true_temperature
     offset[:, 0] = -1.0
-    exponents = _last(c.exponents[own_sizes(cell), 1])
-    return Residuals(basis, offset, exponents, _last(c.weights) * c.true_temperature**exponents)
+    exponents = c.exponents[own_sizes(cell), 1]
+    return Residuals(basis, offset, exponents, c.weights * c.true_temperature**exponents)
 
 
 def _constraints(c: Comparison, cell: np.ndarray, unit: np.ndarray) -> Constraints:
@@ -175,12 +155,12 @@ def _constraints(c: Comparison, cell: np.ndarray, unit: np.ndarray) -> Constrain
 
     With v = sβ1_i + t: 2 v·(β1*_l - β1*_j) <= ‖β1*_l‖² - ‖β1*_j‖² + distance²_il - distance²_ij.
     """
-    others, own = (cell[..., None] + np.arange(1, c.n_true)) % c.n_true, cell[..., None]
-    away = _last(c.true_slopes[others] - c.true_slopes[own]) / unit
-    heights = np.sum(c.true_slopes**2, axis=1) + c.distances
-    gap = np.take_along_axis(heights, others, axis=2) - np.take_along_axis(heights, own, axis=2)
-    bounds = _last(gap) / (2 * unit**2)
-    along = np.einsum("ildb,idb->ilb", away, _last(c.slopes) / unit)
+    others = (cell[:, None] + np.arange(1, c.n_true)[:, None]) % c.n_true
+    away = np.moveaxis(c.true_slopes[others] - c.true_slopes[cell[:, None]], -1, 2) / unit
+    heights = np.sum(c.true_slopes**2, axis=1)[:, None] + c.distances
+    own = np.take_along_axis(heights, cell[:, None], axis=1)
+    bounds = (np.take_along_axis(heights, others, axis=1) - own) / (2 * unit**2)
+    along = np.sum(away * (c.slopes / unit)[:, None], axis=2)
     columns = []
     if c.free_scale:
         columns.append(along[:, :, None])
@@ -196,9 +176,35 @@ def _constraints(c: Comparison, cell: np.ndarray, unit: np.ndarray) -> Constrain
     return Constraints(normals, np.concatenate([bounds.reshape(-1, len(unit)), positive]))
 
 
-def _last(array: np.ndarray) -> np.ndarray:
-    """With the problems' axis, the first, moved to the end."""
-    return np.ascontiguousarray(np.moveaxis(array, 0, -1))
+def _largest(
+    c: Comparison,
+    cell: np.ndarray,
+    residuals: Residuals,
+    constraints: Constraints,
+    u: np.ndarray,
+) -> np.ndarray:
+    """The minima where only the costliest cells count, so that W matters to u."""
+    normals, bounds = constraints
+    members = members_of(cell, c.n_true).astype(float)
+    factor = np.ones(u.shape[1])
+    if c.free_weight:
+        # total weights agree at W = 1
+        factor = np.sum(c.true_weights) / np.sum(c.weights, axis=0)
+        normals = np.concatenate([normals, -bounds[:, None]], axis=1)
+        bounds = np.zeros_like(bounds)
+        u = np.concatenate([u, np.ones((1, u.shape[1]))])
+    weights = factor * c.weights
+    objective = LargestCosts(
+        residuals._replace(weights=factor * residuals.weights),
+        members,
+        np.sum(members * weights * fixed_costs(c, cell), axis=1),
+        np.sum(members * weights, axis=1),
+        c.true_weights[:, None],
+        c.n_counted,
+        c.free_weight,
+    )
+    constraints = Constraints(np.pad(normals, [(0, 0), (0, 1), (0, 0)]), bounds)
+    return objective.split(minimise(objective, constraints, np.pad(u, [(0, 1), (0, 0)])))[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,11 +238,6 @@ class LargestCosts:
     targets: np.ndarray
     n_counted: int
     free_weight: bool
-
-    @property
-    def linear(self) -> np.ndarray:
-        """Which are linear programs, with one atom in a cell at most: shape ``(B,)``."""
-        return self.residuals.linear & np.all(np.sum(self.members, axis=1) <= 1, axis=0)
 
     def take(self, problems: np.ndarray) -> LargestCosts:
         names = ("members", "fixed", "masses")

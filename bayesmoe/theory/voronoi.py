@@ -247,9 +247,9 @@ def _least(gate: Gate, comparison: Comparison) -> tuple[np.ndarray, ...]:
     for slopes in _flips(gate, comparison.true_slopes):
         c = dataclasses.replace(comparison, true_slopes=slopes)
         scale, shift = infimum(c)
-        value = evaluate(c, scale, shift)
-        errors = block_errors(c, scale, shift, value.cell)
-        sizes = np.sum(members_of(value.cell, c.n_true), axis=1)
+        value = evaluate(c, scale, shift.T)
+        errors = np.moveaxis(block_errors(c, scale, shift.T, value.cell), -1, 0)
+        sizes = np.sum(members_of(value.cell, c.n_true), axis=1).T
         values.append((value.attained, value.loss))
         fields.append((value.loss, errors, value.empty, sizes))
     first = np.lexsort(np.stack(values, axis=1), axis=0)[0]
