@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 OUT ?= results/quick
 # whole files to each process: the tests of a file share what they compile
 PARALLEL := -n 2 --dist loadfile
+# notebooks are compiled as tests are, see tests/conftest.py
+NOTEBOOKS := --nbmake --nbmake-timeout=600 --nbmake-kernel=quick
 
 .PHONY: study test test-fast bench docs lint format types check clean
 
@@ -12,7 +14,7 @@ study: $(VENV)/.study
 	$(BIN)/bayesmoe study run quick --out $(OUT)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(PARALLEL) --nbmake --nbmake-timeout=600 tests notebooks
+	JUPYTER_PATH=$(CURDIR)/tests/jupyter $(BIN)/python -m pytest $(PARALLEL) $(NOTEBOOKS) tests notebooks
 
 test-fast: $(VENV)/.test
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"

@@ -19,7 +19,7 @@ from bayesmoe.study.store import Store
 
 
 def gallery(out: Out) -> None:
-    """Draw every figure, from the study "quick" and shipped data: ten minutes on two cores."""
+    """Draw every figure, from the study "quick" and shipped data: a quarter of an hour."""
     with user_errors():
         check_new(out)
     study = _run_study()

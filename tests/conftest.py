@@ -26,8 +26,8 @@ from bayesmoe.study.programs import bound_compiled_programs
 def _compile_in_half_the_time() -> None:
     """By XLA's older code generation, whose programs run a tenth slower, in one piece.
 
-    Of this process alone: command lines and notebooks, which are processes of their own, get what
-    users get.
+    Of this process alone: command lines, which are processes of their own, get what users get.
+    Notebooks have the same flags by their kernel, ``jupyter/kernels/quick``.
     """
     faster = ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
     flags = " ".join([os.environ.get("XLA_FLAGS", ""), *faster])

@@ -21,6 +21,7 @@ from xarray import DataTree
 
 import bayesmoe as bm
 from bayesmoe.core.measure import FIELDS
+from bayesmoe.data.table import read_table
 from bayesmoe.inference.nuts import sample_chains
 
 FAST = {"n_chains": 2, "n_warmup": 300, "n_draws": 500}
@@ -156,6 +157,69 @@ def test_posterior_moments_agree_with_importance_sampling(
         tolerance = 4 * np.hypot(mcse, error[i])
         assert abs(draws[:, i].mean() - mean[i]) < tolerance, (i, draws[:, i].mean(), mean[i])
         np.testing.assert_allclose(draws[:, i].std(), sd[i], rtol=0.12)
+
+
+# --- real data
+
+
+def ensemble(
+    log_density: Callable[[Floats], Floats], start: Floats, n_steps: int, seed: int
+) -> Floats:
+    """States ``(step, walker, p)`` of an affine-invariant ensemble: stretch moves, half by half.
+
+    Goodman & Weare, Communications in Applied Mathematics and Computational Science 2010.
+    """
+    rng, u, value = np.random.default_rng(seed), start.copy(), log_density(start)
+    half, p = len(start) // 2, start.shape[1]
+    kept = np.empty((n_steps, *u.shape))
+    for step in range(n_steps):
+        for mine, others in ((slice(half), slice(half, None)), (slice(half, None), slice(half))):
+            stretch = (1 + rng.uniform(size=half)) ** 2 / 2  # density as 1/√z from 1/2 to 2
+            partner = u[others][rng.integers(half, size=half)]
+            new = partner + stretch[:, None] * (u[mine] - partner)
+            new_value = log_density(new)
+            gain = (p - 1) * np.log(stretch) + new_value - value[mine]
+            accepted = np.log(rng.uniform(size=half)) < gain
+            u[mine] = np.where(accepted[:, None], new, u[mine])
+            value[mine] = np.where(accepted, new_value, value[mine])
+        kept[step] = u
+    return kept
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "response"), [("ethanol", "nox"), ("tone", "tuned")])
+def test_posteriors_of_real_data_agree_with_an_ensemble_sampler(name: str, response: str) -> None:
+    """Quantities without labels: means within four standard errors, spreads within 5 %."""
+    table = read_table(name, response)
+    x, y = (np.asarray(values, float) for values in (table.x.iloc[:, :1], table.y))
+    x, y = (x - x.mean(0)) / x.std(0), (y - y.mean()) / y.std()
+    oracle = Oracle(CASE["softmax"], 2, 1)
+    points = np.quantile(x, [0.1, 0.5, 0.9])[:, None]
+
+    def watched(u: Floats) -> Floats:
+        theta, _ = oracle.from_unconstrained(u)
+        slope, intercept, tau, a, b, variance = oracle.blocks(theta)
+        share = scipy.special.softmax(oracle.case.logits(slope, intercept, tau, points), axis=-1)
+        means = (share * (points @ np.swapaxes(a, -1, -2) + b[..., None, :])).sum(-1)
+        own = oracle.log_likelihood(theta, x, y)[..., None]
+        return np.concatenate([own, means, np.sort(np.log(variance))], axis=-1)
+
+    tree = bm.sample_posterior(model("softmax", 2), x, y, key=5, n_draws=2000)
+    assert tree.attrs["status"] == "converged"
+    draws = np.array([oracle.to_unconstrained(oracle.theta(draw)) for draw in each_draw(tree)])
+    ours = watched(draws).reshape(4, 2000, -1)
+    mode = oracle.to_unconstrained(oracle.theta(bm.fit_map(model("softmax", 2), x, y).measure))
+    start = mode + 0.1 * np.random.default_rng(1).normal(size=(100, len(mode)))
+    walks = ensemble(lambda u: oracle.log_density(u, x, y), start, 4000, seed=2)[1000::10]
+    theirs = watched(walks)
+    for i in range(ours.shape[-1]):
+        errors = [
+            float(arviz_stats.mcse(q, method="mean"))
+            for q in (ours[..., i], theirs[..., i].mean(axis=1)[None])
+        ]
+        gap = ours[..., i].mean() - theirs[..., i].mean()
+        assert abs(gap) < 4 * np.hypot(*errors), (i, gap, errors)
+        np.testing.assert_allclose(ours[..., i].std(), theirs[..., i].std(), rtol=0.05)
 
 
 # --- jumps of the density: top-K with K < k
