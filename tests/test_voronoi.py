@@ -283,6 +283,27 @@ def test_one_true_atom_bounds_no_translation(k: int) -> None:
     assert loss == pytest.approx(brute_force(case, measure, truth, "intercept", False), rel=1e-6)
 
 
+def test_weights_may_vanish_where_a_translation_fills_every_cell() -> None:
+    """Two atoms are near one true atom; only far off, at t = -10, each cell has an atom of its own.
+
+    All costs are in proportion to W: the infimum is that of W -> 0, the two largest true weights.
+    """
+    truth = bm.scenario("three", CASE["top_k_sparse"].gate(3))
+    estimate = bm.MixingMeasure(
+        [[20.08], [20.01], [12.0]],
+        [-11.9, -12.03, -3.94],
+        1.0,
+        [[3.99], [3.96], [-5.97]],
+        [-3.11, -3.02, 3.99],
+        [0.098, 0.099, 0.159],
+    )
+    found = voronoi(estimate, truth)
+    largest = np.sort(np.exp(np.asarray(truth.measure.gate_intercept)))[-2:]
+    np.testing.assert_allclose(found.loss, largest.sum(), rtol=1e-12)
+    np.testing.assert_array_equal(found.cell_sizes, [1, 1, 1])
+    assert not found.empty_cell
+
+
 @pytest.mark.parametrize("case", [*CASES, TOP_1], **BY_LABEL)
 def test_exact_cells_by_hand(case: GateCase) -> None:
     """2 (0.1 + 0.01 + 0.02) and 0.03 + 0.04; a top-1 gate has the costlier of the two cells."""
