@@ -21,6 +21,7 @@ _BATCH = 4096  # problems solved at a time
 _BOUNDS = 2_000_000  # numbers in a table of bounds
 _CACHE = 16_384  # numbers in what is computed at a time of it
 _MOST_ASSIGNMENTS = 100_000
+_FAR = 1e-3
 
 
 class _Tried(NamedTuple):
@@ -61,13 +62,18 @@ def infimum(c: Comparison) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _meeting_points(c: Comparison) -> _Tried:
-    """The best of no move, and of all where a fitted slope meets that of the nearest expert."""
+    """The best of no move, and of all where a fitted slope meets that of the nearest expert.
+
+    If s is free, where temperatures agree as well as where s is one.
+    """
     one, no = np.ones(c.slopes.shape[2]), np.zeros(c.slopes.shape[1:])
     best = _Tried.at(c, one, no)
-    if c.free_shift:
-        meeting = np.moveaxis(c.true_slopes[nearest(c.distances)], -1, 1) - c.slopes
-        for shift in meeting:
-            best = best.better(_Tried.at(c, one, shift))
+    for scale in (one, c.true_temperature / c.temperatures) if c.free_scale else (one,):
+        best = best.better(_Tried.at(c, scale, no))
+        if c.free_shift:
+            meeting = np.moveaxis(c.true_slopes[nearest(c.distances)], -1, 1) - scale * c.slopes
+            for shift in meeting:
+                best = best.better(_Tried.at(c, scale, shift))
     return best
 
 
@@ -86,7 +92,7 @@ def _search(c: Comparison, best: _Tried) -> _Tried:
 
 def _improved(c: Comparison, best: _Tried, rows: np.ndarray, cells: np.ndarray) -> _Tried:
     """``best``, or the minima of ``rows`` for those of ``cells`` that could be better."""
-    step = max(1, _BOUNDS // cells.size)
+    step, known = max(1, _BOUNDS // cells.size), best.loss
     for start in range(0, len(rows), step):
         some = rows[start : start + step]
         bounds = _bounds(c.take(some), cells)
@@ -95,6 +101,9 @@ def _improved(c: Comparison, best: _Tried, rows: np.ndarray, cells: np.ndarray) 
         for turn in (first, ~first):
             which, at = np.nonzero(turn & (bounds < best.loss[some]))
             best = _solved(c, best, some[at], cells[:, which])
+        # minima are as precise as the loss known before; again, where that was far too large
+        again = some[best.loss[some] < _FAR * known[some]]
+        best = _improved(c, best, again, cells) if len(again) else best
     return best
 
 
