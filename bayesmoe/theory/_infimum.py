@@ -9,6 +9,7 @@ axis.
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +41,13 @@ class _Tried(NamedTuple):
     def take(self, rows: np.ndarray) -> _Tried:
         return _Tried(*(part[..., rows] for part in self))
 
+    def replaced(self, rows: np.ndarray, new: _Tried) -> _Tried:
+        """With others at ``rows``."""
+        parts = [part.copy() for part in self]
+        for part, other in zip(parts, new, strict=True):
+            part[..., rows] = other
+        return _Tried(*parts)
+
     def better(self, other: _Tried) -> _Tried:
         """The better one for each measure."""
         equal = (other.loss == self.loss) & (other.attained < self.attained)
@@ -64,17 +72,43 @@ def infimum(c: Comparison) -> tuple[np.ndarray, np.ndarray]:
 def _meeting_points(c: Comparison) -> _Tried:
     """The best of no move, and of all where a fitted slope meets that of the nearest expert.
 
-    If s is free, where temperatures agree as well as where s is one.
+    If s is free, where temperatures agree as well as where s is one; and for measures that are far
+    off there, where two fitted slopes are as far from each other as two true ones.
     """
-    one, no = np.ones(c.slopes.shape[2]), np.zeros(c.slopes.shape[1:])
-    best = _Tried.at(c, one, no)
-    for scale in (one, c.true_temperature / c.temperatures) if c.free_scale else (one,):
+    one = np.ones(c.slopes.shape[2])
+    if not c.free_scale:
+        return _met(c, [one])
+    best = _met(c, [one, c.true_temperature / c.temperatures])
+    rows = np.flatnonzero(best.loss > c.penalty)
+    if not len(rows):
+        return best
+    far = c.take(rows)
+    return best.replaced(rows, best.take(rows).better(_met(far, _paired_scales(far))))
+
+
+def _met(c: Comparison, scales: list[np.ndarray]) -> _Tried:
+    no = np.zeros(c.slopes.shape[1:])
+    nearest_slopes = np.moveaxis(c.true_slopes[nearest(c.distances)], -1, 1)
+    best = _Tried.at(c, scales[0], no)
+    for scale in scales:
         best = best.better(_Tried.at(c, scale, no))
         if c.free_shift:
-            meeting = np.moveaxis(c.true_slopes[nearest(c.distances)], -1, 1) - scale * c.slopes
-            for shift in meeting:
+            for shift in nearest_slopes - scale * c.slopes:
                 best = best.better(_Tried.at(c, scale, shift))
     return best
+
+
+def _paired_scales(c: Comparison) -> list[np.ndarray]:
+    """Values of s at which two fitted slopes differ as two true ones, else one."""
+    found = [np.ones(c.slopes.shape[2])]
+    for i, other in itertools.combinations(range(len(c.slopes)), 2):
+        gap = c.slopes[i] - c.slopes[other]
+        for j, far in itertools.permutations(range(c.n_true), 2):
+            true_gap = (c.true_slopes[j] - c.true_slopes[far])[:, None]
+            with np.errstate(all="ignore"):
+                scale = np.sum(true_gap * gap, axis=0) / np.sum(gap**2, axis=0)
+            found.append(np.where((scale > 0) & np.isfinite(scale), scale, 1.0))
+    return found
 
 
 def _search(c: Comparison, best: _Tried) -> _Tried:
@@ -115,10 +149,7 @@ def _solved(c: Comparison, best: _Tried, rows: np.ndarray, cells: np.ndarray) ->
         # the best of each measure comes first
         order = np.lexsort((tried.attained, tried.loss, at))
         once, first = np.unique(at[order], return_index=True)
-        better = best.take(once).better(tried.take(order[first]))
-        best = _Tried(*(part.copy() for part in best))
-        for part, new in zip(best, better, strict=True):
-            part[..., once] = new
+        best = best.replaced(once, best.take(once).better(tried.take(order[first])))
     return best
 
 
