@@ -24,6 +24,7 @@ from bayesmoe.report.fit_figure import fit_figure
 from bayesmoe.report.fit_html import render_fit
 from bayesmoe.report.gallery import Picture, render_gallery
 from bayesmoe.report.html import render_study
+from bayesmoe.report.optima_figure import optima_figure
 from bayesmoe.report.pit_figure import pit_figure
 
 WIDTHS = {"phone": 390, "desktop": 1280}
@@ -64,7 +65,12 @@ def addresses(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     stored = hostile()
     pages = {
         "study": render_study(study.results, study.slopes, study.counts, drawn),
-        "fit": render_fit(stored, fit_figure(stored.analysis), pit_figure(stored.analysis)),
+        "fit": render_fit(
+            stored,
+            fit_figure(stored.analysis),
+            pit_figure(stored.analysis),
+            optima_figure(stored.analysis.mle),
+        ),
         "gallery": render_gallery(shown),
     }
     return {name: _written(directory / f"{name}.html", page) for name, page in pages.items()}

@@ -30,6 +30,7 @@ from bayesmoe.inference.point import Fit
 from bayesmoe.report._findings import _CHECKS, Finding, find_optima, find_troubles
 from bayesmoe.report.fit_figure import fit_figure
 from bayesmoe.report.fit_html import render_fit
+from bayesmoe.report.optima_figure import optima_figure
 from bayesmoe.report.pit_figure import pit_figure
 
 
@@ -46,7 +47,12 @@ def sound() -> Analysis:
 
 @pytest.fixture(scope="module")
 def hostile_page(stored: StoredFit) -> str:
-    return render_fit(stored, fit_figure(stored.analysis), pit_figure(stored.analysis))
+    return render_fit(
+        stored,
+        fit_figure(stored.analysis),
+        pit_figure(stored.analysis),
+        optima_figure(stored.analysis.mle),
+    )
 
 
 def with_mle(analysis: Analysis, mle: Fit) -> Analysis:
@@ -130,7 +136,7 @@ def test_a_separated_mle_has_no_errors_and_says_why(sound: Analysis) -> None:
     mle = point([-5.0, -5.0], [Status.SEPARATED] * 2, map_=False)
     analysis = with_mle(sound, mle)
     assert mle_errors(analysis).isna().all()
-    page = Seen(render_fit(StoredFit(make_request(), analysis), Figure(), Figure())).text
+    page = Seen(render_fit(StoredFit(make_request(), analysis), Figure(), Figure(), Figure())).text
     assert "The MLE has no standard errors (separated: no finite maximum)" in page
     assert "MLE did not converge: a gate parameter runs away" in page
     assert "2 of 2 starts reached this height; no other optima within 1 unit" in page
@@ -148,7 +154,7 @@ def test_a_separated_mle_has_no_errors_and_says_why(sound: Analysis) -> None:
 )
 def test_the_verdict_comes_first(sound: Analysis, verdict: Verdict, words: str) -> None:
     analysis = sound._replace(checks=passed(energy=(verdict, 0.1, "poor")))
-    page = Seen(render_fit(StoredFit(make_request(), analysis), Figure(), Figure())).text
+    page = Seen(render_fit(StoredFit(make_request(), analysis), Figure(), Figure(), Figure())).text
     assert words in page
     assert ("No trouble was found." in page) == (verdict is Verdict.PASSED)
     assert page.index(words) < page.index("Estimates")

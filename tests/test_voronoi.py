@@ -283,6 +283,25 @@ def test_one_true_atom_bounds_no_translation(k: int) -> None:
     assert loss == pytest.approx(brute_force(case, measure, truth, "intercept", False), rel=1e-6)
 
 
+def test_the_identified_loss_is_the_same_along_the_ray_far_from_the_truth() -> None:
+    """Temperatures from 1e-12 to 1e12 and slopes off by hundreds: to a thousandth."""
+    truth, rng = bm.scenario("lambda", CASE["dense_to_sparse"].gate(2)), np.random.default_rng(2)
+    which = rng.integers(2, size=(60, 3))
+    blocks = {field: np.asarray(getattr(truth.measure, field)) for field in FIELDS}
+    temperature = blocks.pop("temperature") * np.exp(9 * rng.normal(size=60))
+    moved = {field: block[which] for field, block in blocks.items()}
+    moved |= {f: b + 90 * rng.normal(size=b.shape) for f, b in moved.items() if f != "variance"}
+    measure = bm.MixingMeasure(**moved, temperature=temperature)
+    factor = truth.measure.temperature / temperature
+    same = measure.replace(
+        gate_slope=factor[:, None, None] * measure.gate_slope,
+        gate_intercept=factor[:, None] * measure.gate_intercept,
+        temperature=factor * measure.temperature,
+    )
+    one, other = (voronoi_loss(m, truth, True, weights="probability") for m in (measure, same))
+    np.testing.assert_allclose(one, other, rtol=1e-3)
+
+
 def test_weights_may_vanish_where_a_translation_fills_every_cell() -> None:
     """Two atoms are near one true atom; only far off, at t = -10, each cell has an atom of its own.
 

@@ -16,7 +16,6 @@ from bayesmoe.diagnostics.stored_fit import StoredFit, data_digest
 from bayesmoe.inference.point import Fit
 from bayesmoe.report._findings import CLOSE, find_optima, find_troubles
 from bayesmoe.report.html import environment, svg
-from bayesmoe.report.optima_figure import optima_figure
 from bayesmoe.report.style import ESTIMATOR_LABELS, STATUS_LABELS, size_text
 
 _VERDICTS = {
@@ -29,19 +28,15 @@ _VERDICTS = {
 Row = dict[str, Any]
 
 
-def render_fit(
-    stored: StoredFit, figure: Figure, calibration: Figure, optima: Figure | None = None
-) -> str:
+def render_fit(stored: StoredFit, figure: Figure, calibration: Figure, optima: Figure) -> str:
     """The report of a fit as one HTML page that needs nothing else.
 
     Parameters
     ----------
     stored
         The request and its analysis, as `load_fit` returns them.
-    figure, calibration
-        From `fit_figure` and `pit_figure`.
-    optima
-        From `optima_figure`; drawn from the analysis by default.
+    figure, calibration, optima
+        From `fit_figure`, `pit_figure` and `optima_figure`.
 
     Returns
     -------
@@ -49,7 +44,6 @@ def render_fit(
         The page; column names and all else that comes from the user are escaped.
     """
     analysis = stored.analysis
-    optima = optima or optima_figure(analysis.mle, analysis.map)
     table, attributes = analysis.table, analysis.posterior.attrs
     return environment().get_template("fit.html").render(
         title=stored.request.formulas or f"{table.y.name} given {_listed(list(table.x.columns))}",

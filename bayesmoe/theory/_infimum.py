@@ -9,6 +9,7 @@ axis.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ _BATCH = 4096  # problems solved at a time
 _BOUNDS = 2_000_000  # numbers in a table of bounds
 _CACHE = 16_384  # numbers in what is computed at a time of it
 _MOST_ASSIGNMENTS = 100_000
-_FAR = 1e-3
+_FAR = 1e-3  # of the loss known before: minima below it are found once more
 
 
 class _Tried(NamedTuple):
@@ -87,15 +88,15 @@ def _meeting_points(c: Comparison) -> _Tried:
 
 
 def _met(c: Comparison, scales: list[np.ndarray]) -> _Tried:
-    no = np.zeros(c.slopes.shape[1:])
-    nearest_slopes = np.moveaxis(c.true_slopes[nearest(c.distances)], -1, 1)
-    best = _Tried.at(c, scales[0], no)
+    """The best at these s of t = 0 and, if t is free, of all t at which two slopes meet."""
+    wanted = np.moveaxis(c.true_slopes[nearest(c.distances)], -1, 1)
+    found = []
     for scale in scales:
-        best = best.better(_Tried.at(c, scale, no))
+        shifts = [np.zeros(c.slopes.shape[1:])]
         if c.free_shift:
-            for shift in nearest_slopes - scale * c.slopes:
-                best = best.better(_Tried.at(c, scale, shift))
-    return best
+            shifts += [*(wanted - scale * c.slopes)]
+        found += [_Tried.at(c, scale, shift) for shift in shifts]
+    return functools.reduce(_Tried.better, found)
 
 
 def _paired_scales(c: Comparison) -> list[np.ndarray]:
