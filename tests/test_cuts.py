@@ -38,7 +38,8 @@ def solved(problem: Summed | Largest, level: float) -> tuple[np.ndarray, np.ndar
     p = problem.rows.basis.shape[1]
     n = p + (isinstance(problem, Largest) and problem.free_weight)
     ball = 1e3 * np.repeat(np.eye(n)[..., None], SIZE, axis=2)
-    return minimise(problem, Ellipsoid(np.zeros((n, SIZE)), ball), np.full(SIZE, level))
+    start = Ellipsoid(np.zeros((n, SIZE)), ball)
+    return minimise(problem, start, np.full(SIZE, level), np.ones(SIZE))
 
 
 @pytest.mark.parametrize("p", [2, 3])
@@ -53,9 +54,15 @@ def test_costliest_cells_are_least(
     check(largest(rng, n_counted, free_weight))
 
 
-def check(problem: Summed | Largest) -> None:
+def test_minima_are_precise_where_no_better_value_is_known_than_1e30(
+    rng: np.random.Generator,
+) -> None:
+    check(Summed(absolute_values(rng, 4, 2)), level=1e30)
+
+
+def check(problem: Summed | Largest, level: float = 1e3) -> None:
     """Feasible, as low as HiGHS finds for the definition; nothing where there is no point."""
-    x, found = solved(problem, 1e3)
+    x, found = solved(problem, level)
     known = [_known(problem, i) for i in range(SIZE)]
     np.testing.assert_array_equal(found, [value is not None for value in known])
     assert np.sum(found) > SIZE / 2

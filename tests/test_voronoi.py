@@ -21,7 +21,7 @@ from bayesmoe.theory._infimum import infimum
 from bayesmoe.theory.voronoi import WEIGHTS, contraction_radius, voronoi, voronoi_loss
 
 BLOCKS = {name: i for i, name in enumerate(("gate_slope", "temperature", "slope", "intercept"))}
-ORDER = {1: 1.0, 2: 4.0, 3: 6.0}  # r̄, Ho & Nguyen 2016
+ORDER = {1: 1.0, 2: 4.0, 3: 6.0, 4: 8.0}  # r̄, Ho & Nguyen 2016, and `polynomial_system`
 TOP_1 = GateCase("top_1", "top_k_sparse", {"top_k": 1})
 RAYS = [case for case in CASES if case.ray]
 FLIPS = [case for case in CASES if case.flip]
@@ -195,8 +195,10 @@ def check_against_brute_force(case: GateCase, k: int, n_true: int, d: int, far: 
         batch = bm.MixingMeasure(**{name: part[None] for name, part in arrays(measure).items()})
         options = {"identified": identified, "probability": kind == "probability"}
         c = compare(batch, truth, **options)
-        s, t = infimum(c)
-        s = s * c.temperatures / float(measure.temperature)  # it starts from the true temperature
+        s, t, _ = infimum(c)
+        first = s * c.slopes[0] + t  # of a measure moved beforehand: the same slope without that
+        s = s * c.temperatures / float(measure.temperature)
+        t = first.T - s * np.asarray(measure.gate_slope)[0]
         centre, width = (-10.0, 20.0) if kind == "intercept" else (0.0, 0.0)
         for _ in range(4):
             logs = np.linspace(centre - width, centre + width, 2001)
@@ -283,23 +285,112 @@ def test_one_true_atom_bounds_no_translation(k: int) -> None:
     assert loss == pytest.approx(brute_force(case, measure, truth, "intercept", False), rel=1e-6)
 
 
-def test_the_identified_loss_is_the_same_along_the_ray_far_from_the_truth() -> None:
-    """Temperatures from 1e-12 to 1e12 and slopes off by hundreds: to a thousandth."""
-    truth, rng = bm.scenario("lambda", CASE["dense_to_sparse"].gate(2)), np.random.default_rng(2)
-    which = rng.integers(2, size=(60, 3))
-    blocks = {field: np.asarray(getattr(truth.measure, field)) for field in FIELDS}
-    temperature = blocks.pop("temperature") * np.exp(9 * rng.normal(size=60))
+def far_off(case: GateCase, k: int, n_true: int, size: int) -> tuple[bm.MixingMeasure, Truth]:
+    """Atoms of the truth, moved by hundreds; temperatures from 1e-12 to 1e12."""
+    rng = np.random.default_rng([k, n_true])
+    truth = make_truth(case, case.measure(3, n_true, 1))
+    which = rng.integers(n_true, size=(size, k))
+    blocks = arrays(truth.measure)
+    temperature = blocks.pop("temperature") * np.exp(9 * rng.normal(size=size))
     moved = {field: block[which] for field, block in blocks.items()}
     moved |= {f: b + 90 * rng.normal(size=b.shape) for f, b in moved.items() if f != "variance"}
-    measure = bm.MixingMeasure(**moved, temperature=temperature)
-    factor = truth.measure.temperature / temperature
+    return bm.MixingMeasure(**moved, temperature=temperature), truth
+
+
+def promising_slopes(measure: bm.MixingMeasure, truth: Truth) -> np.ndarray:
+    """Of each atom: the true slopes, and beside those at which it changes its cell, ``(k, m)``."""
+    g, h = arrays(measure), arrays(truth.measure)
+    experts = [np.column_stack([m[f] for f in ("slope", "intercept", "variance")]) for m in (g, h)]
+    squares = np.sum((experts[0][:, None] - experts[1]) ** 2, axis=2)
+    true = h["gate_slope"][:, 0]
+    slopes = [np.tile(true, (len(squares), 1))]
+    for j, other in itertools.combinations(range(len(true)), 2):
+        gap = squares[:, j] - squares[:, other] + true[j] ** 2 - true[other] ** 2
+        end = gap[:, None] / (2 * (true[j] - true[other]))
+        slopes.append(end + 1e-9 * (1 + np.abs(end)) * [-1, 1])
+    return np.concatenate(slopes, axis=1)
+
+
+def least_on_a_grid(case: GateCase, measure: bm.MixingMeasure, truth: Truth) -> float:
+    """The least loss where it has kinks: at all s, or at all t, on a grid along the ray."""
+    slopes, wanted = np.asarray(measure.gate_slope), promising_slopes(measure, truth)
+    scales = np.ones(1)
+    if case.ray:
+        widest, true_widest = np.ptp(slopes), np.ptp(truth.measure.gate_slope)
+        heat = float(truth.measure.temperature / measure.temperature)
+        low, high = np.log(sorted([heat, true_widest / widest]))
+        scales = np.exp(np.linspace(low - 3.0, high + 3.0, 120))
+    if case.linear:
+        shifts = np.reshape(wanted - scales[:, None, None] * slopes, (len(scales), -1))
+    else:
+        scales = (wanted / slopes)[wanted / slopes > 0]
+        shifts = np.zeros((len(scales), 1))
+    moves = (np.repeat(scales, shifts.shape[1]), shifts.reshape(-1, 1), np.ones(shifts.size))
+    return float(np.min(definition(case, measure, truth, "probability", case.ray, moves)))
+
+
+@pytest.mark.parametrize(
+    ("label", "k", "n_true"),
+    [("dense_to_sparse", k, n_true) for k, n_true in [(2, 2), (3, 2), (3, 3)]] + [("relu", 4, 3)],
+)
+def test_no_representative_of_a_measure_that_is_far_off_is_better(
+    label: str, k: int, n_true: int
+) -> None:
+    case = CASE[label]
+    measures, truth = far_off(case, k, n_true, 60)
+    losses = np.asarray(voronoi_loss(measures, truth, True, weights="probability"))
+    for measure, loss in zip((measures[i] for i in range(60)), losses, strict=True):
+        assert loss <= least_on_a_grid(case, measure, truth) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_the_identified_loss_is_the_same_along_the_ray_far_from_the_truth(kind: str) -> None:
+    measure, truth = far_off(CASE["dense_to_sparse"], 3, 2, 60)
+    factor = truth.measure.temperature / measure.temperature
     same = measure.replace(
         gate_slope=factor[:, None, None] * measure.gate_slope,
         gate_intercept=factor[:, None] * measure.gate_intercept,
         temperature=factor * measure.temperature,
     )
-    one, other = (voronoi_loss(m, truth, True, weights="probability") for m in (measure, same))
-    np.testing.assert_allclose(one, other, rtol=1e-3)
+    one, other = (voronoi_loss(m, truth, True, weights=kind) for m in (measure, same))
+    np.testing.assert_allclose(one, other, rtol=1e-9)
+
+
+def four_atoms(*blocks: list[float], temperature: float) -> bm.MixingMeasure:
+    slope, intercept, expert_slope, *others = (np.array(block) for block in blocks)
+    return bm.MixingMeasure(slope[:, None], intercept, temperature, expert_slope[:, None], *others)
+
+
+def test_a_minimum_near_one_is_precise_where_no_better_loss_is_known_than_1e13() -> None:
+    """At the best W > 0; the infimum known before is that of W -> 0."""
+    case = CASE["dense_to_sparse"]
+    measure = four_atoms(
+        [3.05, 0.0698, 3.35, -4.68], [-16.0, -277.0, -440.0, 0.0], [1.68, 0.614, 0.8, 0.689],
+        [0.549, 1.61, 1.43, 1.54], [0.764, 0.299, 0.299, 0.299], temperature=0.000245,
+    )  # fmt: skip
+    true = four_atoms(
+        [0.638, 1.08, 0.0], [0.9, -0.212, 0.0], [1.36, -0.777, 0.59],
+        [0.944, -0.564, 1.53], [0.764, 1.43, 0.299], temperature=0.7,
+    )  # fmt: skip
+    truth = make_truth(case, true)
+    loss = float(voronoi_loss(measure, truth, True))
+    assert loss == pytest.approx(brute_force(case, measure, truth, "intercept", True), rel=1e-6)
+
+
+def test_an_atom_on_the_border_of_its_cell_counts_there() -> None:
+    """At the minimum it is as near to another true atom, up to rounding, and hundreds off."""
+    case = CASE["softmax"]
+    measure = four_atoms(
+        [174.0, 84.1, 37.6, 45.3], [-21.4, -155.0, 122.0, 166.0], [-21.4, 92.9, -204.0, -22.1],
+        [-17.3, 39.5, -4.61, 55.8], [1.03, 0.76, 0.76, 0.443], temperature=1.0,
+    )  # fmt: skip
+    true = four_atoms(
+        [-0.0393, -0.982, 0.0], [-0.197, -0.438, 0.0], [1.41, 0.604, 2.38],
+        [1.54, 0.473, -2.09], [0.76, 0.443, 1.03], temperature=1.0,
+    )  # fmt: skip
+    truth = make_truth(case, true)
+    loss = float(voronoi_loss(measure, truth, weights="probability"))
+    assert loss == pytest.approx(least_on_a_grid(case, measure, truth), rel=1e-6)
 
 
 def test_weights_may_vanish_where_a_translation_fills_every_cell() -> None:

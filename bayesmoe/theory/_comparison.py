@@ -47,8 +47,9 @@ class Comparison:
     Attributes
     ----------
     slopes, temperatures
-        Fitted β1 and τ, shapes ``(k, d, N)`` and ``(N,)``; if s is free, moved along the ray to the
-        true temperature.
+        Fitted β1 and τ, shapes ``(k, d, N)`` and ``(N,)``, at a representative like the truth: if t
+        is free, the heaviest atom's slope is zero, and if s is free, slopes or temperature are as
+        large as the true ones, and the others no larger.
     norms
         ‖Δa‖, |Δb| and |Δν| of every fitted against every true atom, shape ``(3, k, k*, N)``.
     distances
@@ -117,15 +118,14 @@ def compare(
     exponents = order * _exponents(gate, measures.slope.shape[0], free_scale)
     norms = _expert_norms(measures, true)
     fixed = np.stack([_powers(norms, of_size[2:]) for of_size in exponents])
-    # along a ray it is the slope at the true temperature that counts
-    ratio = true.temperature / measures.temperature if free_scale else 1.0
     if not free_scale:
         gap = np.abs(measures.temperature - true.temperature)
         fixed += (gap ** exponents[:, 1, None])[:, None, None]
     weights, true_weights = _weights(truth, measures, true, probability)
+    slopes, temperatures = _moved(measures, true, weights, (free_scale, gate.linear))
     return Comparison(
-        slopes=np.asarray(measures.gate_slope * ratio),
-        temperatures=np.asarray(measures.temperature * ratio),
+        slopes=slopes,
+        temperatures=temperatures,
         norms=norms,
         distances=np.sum(norms**2, axis=0),
         fixed=fixed,
@@ -145,6 +145,28 @@ def compare(
 def _last(array: np.ndarray) -> np.ndarray:
     """With the first axis moved to the end."""
     return np.ascontiguousarray(np.moveaxis(np.asarray(array), 0, -1))
+
+
+def _moved(
+    measures: MixingMeasure,
+    true: MixingMeasure,
+    weights: np.ndarray,
+    free: tuple[bool, bool],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gate slopes and temperatures at a representative near the one looked for, lest digits go.
+
+    ``free`` are s and t. The slope of the heaviest atom is zero, so that t is what it costs.
+    """
+    slopes, temperatures = np.asarray(measures.gate_slope), np.asarray(measures.temperature)
+    if free[1]:
+        heaviest = np.argmax(weights, axis=0)[None, None]
+        slopes = slopes - np.take_along_axis(slopes, heaviest, axis=0)
+    if not free[0]:
+        return slopes, temperatures
+    # true slopes may all be the same: then they are compared with the true temperature
+    far = np.max(np.ptp(true.gate_slope, axis=0)) + true.temperature
+    larger = np.maximum(temperatures / true.temperature, np.max(np.abs(slopes), axis=(0, 1)) / far)
+    return slopes / larger, temperatures / larger
 
 
 def _powers(norms: np.ndarray, exponents: np.ndarray) -> np.ndarray:

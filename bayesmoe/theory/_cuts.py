@@ -19,7 +19,7 @@ from jax import Array
 
 _CUTS = 600  # at most; about 200 are usual in two variables, 50 in one
 _GAIN = 1e-12  # what is not worth a cut, relative to the value
-_NOTHING = 1e-17  # the same, relative to the level
+_NOTHING = 1e-17  # the same, relative to the unit
 _BATCH = 256  # problems in a compiled call: one compilation serves every number of them
 
 
@@ -73,7 +73,9 @@ class Ellipsoid(NamedTuple):
         return Ellipsoid(self.centre - (1 + n * depth) / (n + 1) * move, axes)
 
 
-def minimise(problem: Any, start: Ellipsoid, level: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def minimise(
+    problem: Any, start: Ellipsoid, level: np.ndarray, unit: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Minimisers ``(n, B)``, and whether there is any point with a value below ``level`` ``(B,)``.
 
     The start must hold all such points. Where there is none, the minimiser has no meaning.
@@ -82,12 +84,14 @@ def minimise(problem: Any, start: Ellipsoid, level: np.ndarray) -> tuple[np.ndar
     ----------
     problem
         A `Problem`, and a pytree of arrays with the problems on their last axes.
+    unit
+        What counts as large among values, ``(B,)``: near zero they are precise relative to it.
     """
     size, parts = len(level), [(np.zeros((len(start.centre), 0)), np.zeros(0, dtype=bool))]
     for first in range(0, size, _BATCH):
         index = np.minimum(np.arange(first, first + _BATCH), size - 1)
         batch = jax.tree_util.tree_map(
-            lambda leaf, index=index: leaf[..., index], (problem, start, level)
+            lambda leaf, index=index: leaf[..., index], (problem, start, level, unit)
         )
         x, found = _minimise(*batch)
         parts.append((np.asarray(x), np.asarray(found)))
@@ -106,7 +110,7 @@ class _State(NamedTuple):
 
 
 @jax.jit
-def _minimise(problem: Problem, start: Ellipsoid, level: Array) -> tuple[Array, Array]:
+def _minimise(problem: Problem, start: Ellipsoid, level: Array, unit: Array) -> tuple[Array, Array]:
     def step(state: _State) -> _State:
         ellipsoid, least = state.ellipsoid, state.least
         value, gradient, excess, normal = problem.at(ellipsoid.centre)
@@ -117,7 +121,7 @@ def _minimise(problem: Problem, start: Ellipsoid, level: Array) -> tuple[Array, 
         # what is left to gain, and whether any of it is feasible
         fall, pulled = ellipsoid.radius(gradient)
         reach, pushed = ellipsoid.radius(normal)
-        gain = _GAIN * least + _NOTHING * level
+        gain = _GAIN * least + _NOTHING * jnp.minimum(level, unit)
         going = (value - least + gain < fall) & (inside | (excess < reach))
         length = jnp.where(going, jnp.where(inside, fall, reach), jnp.inf)
         # what has ended keeps its centre

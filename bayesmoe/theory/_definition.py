@@ -37,11 +37,17 @@ class Value(NamedTuple):
     empty: np.ndarray
 
 
-def evaluate(c: Comparison, scale: np.ndarray, shift: np.ndarray) -> Value:
-    """The loss of N measures at s of shape ``(N,)`` and t of shape ``(d, N)``."""
+def evaluate(
+    c: Comparison, scale: np.ndarray, shift: np.ndarray, cell: np.ndarray | None = None
+) -> Value:
+    """The loss of N measures at s of shape ``(N,)`` and t of shape ``(d, N)``.
+
+    Where an atom is as near to one true atom as to another, up to rounding, ``cell`` says to which
+    it is assigned; without it, to the first.
+    """
     slopes = scale * c.slopes + shift
     squared = np.sum((slopes[:, None] - c.true_slopes[..., None]) ** 2, axis=2)
-    cell = nearest(squared + c.distances)
+    cell = nearest(squared + c.distances) if cell is None else cell
     exponents = c.exponents[own_sizes(cell)]
     distance = np.sqrt(np.take_along_axis(squared, cell[:, None], axis=1)[:, 0])
     costs = power(distance, exponents[..., 0]) + fixed_costs(c, cell)

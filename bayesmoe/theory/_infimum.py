@@ -23,7 +23,6 @@ _BATCH = 4096  # problems solved at a time
 _BOUNDS = 2_000_000  # numbers in a table of bounds
 _CACHE = 16_384  # numbers in what is computed at a time of it
 _MOST_ASSIGNMENTS = 100_000
-_FAR = 1e-3  # of the loss known before: minima below it are found once more
 
 
 class _Tried(NamedTuple):
@@ -31,13 +30,16 @@ class _Tried(NamedTuple):
 
     loss: np.ndarray
     attained: np.ndarray
+    cell: np.ndarray
     scale: np.ndarray
     shift: np.ndarray
 
     @classmethod
-    def at(cls, c: Comparison, scale: np.ndarray, shift: np.ndarray) -> _Tried:
-        value = evaluate(c, scale, shift)
-        return cls(value.loss, value.attained, scale, shift)
+    def at(
+        cls, c: Comparison, scale: np.ndarray, shift: np.ndarray, cell: np.ndarray | None = None
+    ) -> _Tried:
+        value = evaluate(c, scale, shift, cell)
+        return cls(value.loss, value.attained, value.cell, scale, shift)
 
     def take(self, rows: np.ndarray) -> _Tried:
         return _Tried(*(part[..., rows] for part in self))
@@ -56,8 +58,8 @@ class _Tried(NamedTuple):
         return _Tried(*(np.where(which, *parts) for parts in zip(other, self, strict=True)))
 
 
-def infimum(c: Comparison) -> tuple[np.ndarray, np.ndarray]:
-    """The best representatives: s of shape ``(N,)`` and t of shape ``(N, d)``.
+def infimum(c: Comparison) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The best representatives: s, t and the atoms' cells, ``(N,)``, ``(d, N)`` and ``(k, N)``.
 
     Raises
     ------
@@ -67,14 +69,14 @@ def infimum(c: Comparison) -> tuple[np.ndarray, np.ndarray]:
     best = _meeting_points(c)
     if c.free_scale or c.free_shift:
         best = _search(c, best)
-    return best.scale, best.shift.T
+    return best.scale, best.shift, best.cell
 
 
 def _meeting_points(c: Comparison) -> _Tried:
     """The best of no move, and of all where a fitted slope meets that of the nearest expert.
 
-    If s is free, where temperatures agree as well as where s is one; and for measures that are far
-    off there, where two fitted slopes are as far from each other as two true ones.
+    If s is free, where temperatures agree and where slopes reach as far as the true ones; and for
+    measures that are far off there, where two slopes are as far from each other as two true ones.
     """
     one = np.ones(c.slopes.shape[2])
     if not c.free_scale:
@@ -127,7 +129,7 @@ def _search(c: Comparison, best: _Tried) -> _Tried:
 
 def _improved(c: Comparison, best: _Tried, rows: np.ndarray, cells: np.ndarray) -> _Tried:
     """``best``, or the minima of ``rows`` for those of ``cells`` that could be better."""
-    step, known = max(1, _BOUNDS // cells.size), best.loss
+    step = max(1, _BOUNDS // cells.size)
     for start in range(0, len(rows), step):
         some = rows[start : start + step]
         bounds = _bounds(c.take(some), cells)
@@ -136,9 +138,6 @@ def _improved(c: Comparison, best: _Tried, rows: np.ndarray, cells: np.ndarray) 
         for turn in (first, ~first):
             which, at = np.nonzero(turn & (bounds < best.loss[some]))
             best = _solved(c, best, some[at], cells[:, which])
-        # minima are as precise as the loss known before; again, where that was far too large
-        again = some[best.loss[some] < _FAR * known[some]]
-        best = _improved(c, best, again, cells) if len(again) else best
     return best
 
 
@@ -188,7 +187,7 @@ def _minima(
         u, found = _line.minima(some, cells, best.loss[rows], best.attained[rows])
     else:
         u, found = _costs.minima(some, cells)
-    u, rows, some = u[:, found], rows[found], some.take(found)
+    u, rows, some, cells = u[:, found], rows[found], some.take(found), cells[:, found]
     scale = u[0] if c.free_scale else np.ones(len(rows))
     shift = u[-d:] if c.free_shift else np.zeros((d, len(rows)))
-    return rows, _Tried.at(some, scale, shift)
+    return rows, _Tried.at(some, scale, shift, cells)

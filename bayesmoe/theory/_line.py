@@ -7,6 +7,7 @@ problems are on the last axis of every array.
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 
 from bayesmoe.theory._comparison import Comparison
@@ -49,15 +50,39 @@ def _possible_minima(
     """`minima` where there is a ``point``, ``(p, B)``, at which the cells are as given."""
     penalty = penalties(c, members_of(cell, c.n_true))
     loss, attained = (value - penalty for value in known)
+    unit = np.broadcast_to(np.sum(c.true_weights), loss.shape)
     if c.n_counted == c.n_true:
-        level = _level(c, cell, attained)
-        if c.free_weight:  # as W -> 0 all points are as good
-            limit = np.sum(c.true_weights) < loss
-            level = np.where(limit, np.maximum(level, 2 * _sums(rows, point)), level)
-        return minimise(Summed(rows.cheap), _start(c, rows, level), level)
+        return _summed_minima(c, cell, rows, point, (loss, attained), unit)
     problem = _largest(c, cell, rows.cheap)
-    x, found = minimise(problem, _start_of_largest(c, rows, loss), loss)
+    x, found = minimise(problem, _start_of_largest(c, rows, loss), loss, unit)
     return x[:-1] / x[-1] if c.free_weight else x, found
+
+
+def _summed_minima(
+    c: Comparison,
+    cell: np.ndarray,
+    rows: Rows,
+    point: np.ndarray,
+    known: tuple[np.ndarray, np.ndarray],
+    unit: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """`minima` where the costs of all cells count, and so W does not matter to u."""
+    (loss, attained), problem = known, Summed(rows.cheap)
+    if not c.free_weight:
+        level = _level(c, cell, loss)
+        return minimise(problem, _start(c, rows, level), level, unit)
+    limit = np.sum(c.true_weights)
+    level = _level(c, cell, np.minimum(loss, limit))
+    x, found = minimise(problem, _start(c, rows, level), level, unit)
+    # where W -> 0 is best, the best W > 0 ranks what is as good; if that is new, any will do
+    any_point = np.where(limit < loss, 2 * _sums(rows, point), 0.0)
+    level = np.maximum(_level(c, cell, attained), any_point)
+    rest = np.flatnonzero(~found & ((loss < attained) | (limit < loss)))
+    if len(rest):
+        start = _start(c, rows, level)
+        again = jax.tree_util.tree_map(lambda leaf: leaf[..., rest], (problem, start, level, unit))
+        x[:, rest], found[rest] = minimise(*again)
+    return x, found
 
 
 def _rows(c: Comparison, cell: np.ndarray) -> Rows:
@@ -71,16 +96,25 @@ def _rows(c: Comparison, cell: np.ndarray) -> Rows:
 
 
 def _with_temperatures(c: Comparison, rows: Rows, exponents: np.ndarray) -> Rows:
-    """With rows sτ - τ*, and s > 0: one if all atoms count with the same exponent, else k."""
+    """With rows sτ - τ*, one if all atoms count with the same exponent, else k; and with s >= 0."""
     weights = c.weights
     if c.n_counted == c.n_true and len(set(c.exponents[1:, 1])) == 1:
         weights, exponents = np.sum(weights, axis=0, keepdims=True), exponents[:1]
-    shape, heat = weights.shape, c.true_temperature
-    basis = np.zeros((shape[0], *rows.basis.shape[1:]))
-    basis[:, 0] = c.temperatures
-    limits = (-heat, exponents, weights, (_INSIDE - 1) * heat, np.inf)
-    more = (basis, *(np.broadcast_to(part, shape) for part in limits))
-    return Rows(*(np.concatenate(parts) for parts in zip(rows, more, strict=True)))
+    temperatures = _scale_rows(rows, c.temperatures, weights)
+    temperatures = temperatures._replace(
+        offset=temperatures.offset - c.true_temperature, exponents=exponents, low=-temperatures.high
+    )
+    positive = _scale_rows(rows, 1.0, np.zeros_like(weights[:1]))
+    parts = zip(rows, temperatures, positive, strict=True)
+    return Rows(*(np.concatenate(part) for part in parts))
+
+
+def _scale_rows(like: Rows, factor: np.ndarray | float, weights: np.ndarray) -> Rows:
+    """Rows of residuals ``factor`` times s, which must not be negative."""
+    basis = np.zeros((len(weights), *like.basis.shape[1:]))
+    basis[:, 0] = factor
+    zeros, ones = np.zeros_like(weights), np.ones_like(weights)
+    return Rows(basis, zeros, ones, weights, zeros, np.inf * ones)
 
 
 def _intervals(c: Comparison, cell: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -166,18 +200,17 @@ def _cells(c: Comparison, cell: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
 
 def _start(c: Comparison, rows: Rows, level: np.ndarray) -> Ellipsoid:
     """Holds all u at which no row costs more than ``level``."""
+    if rows.basis.shape[1] == 1:
+        return _interval(rows, level)
     one = _heaviest(c, rows)
-    reach = (level / one.weights) ** (1 / one.exponents)
-    if len(reach) > 1:
-        return _box(one, -one.offset, reach)
-    return _interval(rows, one, reach)
+    return _box(one, -one.offset, (level / one.weights) ** (1 / one.exponents))
 
 
 def _heaviest(c: Comparison, rows: Rows) -> Rows:
     """As many rows as there are variables: of the heaviest atom, and of its temperature."""
     k, atom, which = len(c.slopes), np.argmax(c.weights, axis=0), []
     if c.free_scale:
-        which.append(k + atom % (len(rows.offset) - k))
+        which.append(k + atom % (len(rows.offset) - k - 1))
     if c.free_shift:
         which.append(atom)
     index, at = np.stack(which), np.arange(len(atom))
@@ -192,20 +225,20 @@ def _box(rows: Rows, centre: np.ndarray, reach: np.ndarray) -> Ellipsoid:
     return Ellipsoid(np.sum(inverse * centre, axis=1), axes)
 
 
-def _interval(rows: Rows, one: Rows, reach: np.ndarray) -> Ellipsoid:
-    """Where one variable may lie by all rows, and by ``one`` also to its reach."""
-    basis = rows.basis[:, 0]
-    ends = (rows.low - rows.offset) / basis, (rows.high - rows.offset) / basis
+def _interval(rows: Rows, level: np.ndarray) -> Ellipsoid:
+    """Where one variable may lie: where no row costs more than ``level``, nor is out of its own."""
+    reach, basis = (level / rows.weights) ** (1 / rows.exponents), rows.basis[:, 0]
+    ends = (np.maximum(rows.low, -reach), np.minimum(rows.high, reach))
+    ends = tuple((end - rows.offset) / basis for end in ends)
     low = np.max(np.where(basis == 0, -np.inf, np.minimum(*ends)), axis=0)
     high = np.min(np.where(basis == 0, np.inf, np.maximum(*ends)), axis=0)
-    middle, reach = (-one.offset / one.basis[:, 0])[0], (reach / one.basis[:, 0])[0]
-    low, high = np.maximum(low, middle - reach), np.minimum(high, middle + reach)
     return Ellipsoid(((low + high) / 2)[None], ((high - low) / 2)[None, None])
 
 
 def _largest(c: Comparison, cell: np.ndarray, rows: Rows) -> Largest:
     members = members_of(cell, c.n_true)
-    members = np.concatenate([members] * (len(rows.offset) // len(cell)), axis=1)
+    if c.free_scale:
+        members = np.concatenate([members, members, np.zeros_like(members[:, :1])], axis=1)
     return Largest(rows, members, *_cells(c, cell), c.n_counted, c.free_weight)
 
 

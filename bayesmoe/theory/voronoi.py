@@ -108,7 +108,9 @@ def voronoi(
         The true gate, measure and law of X; a scenario.
     identified
         Take the infimum along the gate's rays, too: what is left is what data can determine. The
-        same as the plain loss for gates without rays.
+        same as the plain loss for gates without rays. Modulo its ray the dense-to-sparse gate is
+        the softmax gate, whose powers of the norms it takes in shared cells: there the loss of a
+        far-off estimate may exceed the plain one, whose powers are all ``order``.
     weights
         "intercept" for the definition, w_i = exp(β0_i/τ); it depends on which expert is the
         reference, and the loss is at most Σ w*_j if no cell is empty, since the translation of all
@@ -246,9 +248,9 @@ def _least(gate: Gate, comparison: Comparison) -> tuple[np.ndarray, ...]:
     values, fields = [], []
     for slopes in _flips(gate, comparison.true_slopes):
         c = dataclasses.replace(comparison, true_slopes=slopes)
-        scale, shift = infimum(c)
-        value = evaluate(c, scale, shift.T)
-        errors = np.moveaxis(block_errors(c, scale, shift.T, value.cell), -1, 0)
+        scale, shift, cell = infimum(c)
+        value = evaluate(c, scale, shift, cell)
+        errors = np.moveaxis(block_errors(c, scale, shift, cell), -1, 0)
         sizes = np.sum(members_of(value.cell, c.n_true), axis=1).T
         values.append((value.attained, value.loss))
         fields.append((value.loss, errors, value.empty, sizes))
