@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUT ?= results/quick
 # whole files to each process: the tests of a file share what they compile
 PARALLEL := -n 2 --dist loadfile
-# notebooks are compiled as tests are, see tests/conftest.py
+# notebooks run at the sizes that their metadata mock, compiled as tests are, see tests/conftest.py
 NOTEBOOKS := --nbmake --nbmake-timeout=600 --nbmake-kernel=quick
 
 .PHONY: study test test-fast bench docs lint format types check clean

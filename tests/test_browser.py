@@ -54,7 +54,7 @@ def addresses(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Where the pages of a study, of a fit with hostile names and of a gallery are."""
     directory = tmp_path_factory.mktemp("pages")
     gates, sizes = ["softmax", "dense_to_sparse"], [300, 1000, 3000]
-    study = make_study(make_plan(gates=gates, n_experts=[3], sizes=sizes, replicates=3))
+    study = make_study(make_plan(gates=gates, n_experts=[2, 3], sizes=sizes, replicates=3))
     drawn = study_figures(study.results, study.slopes)
     shown = [
         Picture(
@@ -110,6 +110,10 @@ def test_pages_pass_wcag_aa(show: Show, page: str, width: str, scheme: str) -> N
     driver = show(page, width, scheme)
     dark = driver.execute_script("return matchMedia('(prefers-color-scheme: dark)').matches")
     assert dark == (scheme == "dark")
+    for table in driver.find_elements("css selector", "table[data-sortable]"):
+        head = table.find_element("css selector", "thead th:nth-child(2)")
+        head.find_element("css selector", "button").click()
+        assert head.get_attribute("aria-sort") == "ascending"
     driver.execute_script(files("axe_core_python").joinpath("axe.min.js").read_text())
     found = driver.execute_async_script(
         "axe.run({runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'best-practice']})"
@@ -143,32 +147,65 @@ def test_pages_fit_the_width_and_load_nothing(show: Show, page: str, width: str)
     assert driver.get_log("browser") == []
 
 
-def test_tables_sort_by_number_both_ways(show: Show) -> None:
-    driver = show("study")
+# after each press of each heading: its column, the states told of all, and the rows: by what each
+# cell sorts, whether it is of a column of numbers, and what it shows
+_PRESS = """
+const table = arguments[0], heads = [...table.tHead.rows[0].cells], after = [];
+for (const [i, head] of heads.entries()) {
+  for (const button of head.querySelectorAll("button")) {
+    for (const order of ["ascending", "descending"]) {
+      button.click();
+      after.push([i, order, heads.map((th) => th.getAttribute("aria-sort")),
+        [...table.tBodies[0].rows].map((row) => [...row.cells].map((cell) => [
+          cell.dataset.value ?? cell.innerText, cell.classList.contains("number"),
+          cell.innerText]))]);
+    }
+  }
+}
+return after"""
+
+
+@pytest.mark.parametrize(
+    ("page", "width", "without"),
+    [("study", "desktop", [0, 0, 2]), ("fit", "desktop", [0, 1, 0]), ("fit", "phone", [0, 1, 0])],
+)
+def test_tables_sort_both_ways(show: Show, page: str, width: str, without: list[int]) -> None:
+    """``without``: how many columns of each table have no order."""
+    driver = show(page, width)
     tables = driver.find_elements("css selector", "table[data-sortable]")
-    assert tables
-    for table in tables:
-        # the columns of numbers of this table
-        columns = driver.execute_script(
-            "return [...arguments[0].tBodies[0].rows[0].cells].flatMap("
-            "(cell, i) => cell.classList.contains('number') ? [i] : [])",
-            table,
-        )
-        assert columns
-        for order in ("ascending", "descending"):
-            button = table.find_elements("css selector", "thead button")[columns[-1]]
-            driver.execute_script("arguments[0].click()", button)
-            values, state = driver.execute_script(
-                "const [table, i] = arguments;"
-                "return [[...table.tBodies[0].rows].map("
-                "(row) => row.cells[i].dataset.value ?? row.cells[i].textContent.trim()),"
-                "table.querySelectorAll('thead th')[i].getAttribute('aria-sort')]",
-                table, columns[-1],
-            )  # fmt: skip
-            numbers = [float(value) for value in values if value]
-            assert state == order
-            assert numbers == sorted(numbers, reverse=order == "descending")
-            assert values == [*filter(None, values), *[""] * (len(values) - len(numbers))]
+    assert len(tables) == len(without)
+    for table, left_out in zip(tables, without, strict=True):
+        after = driver.execute_script(_PRESS, table)
+        heads = len(after[0][2])
+        assert [at for at, *_ in after[::2]] == list(range(heads - left_out))
+        rows = sorted([shown for *_, shown in row] for row in after[0][3])
+        assert len(rows) > 2
+        for at, order, states, sorted_rows in after:
+            assert states == [order if i == at else None for i in range(heads)]
+            assert sorted([shown for *_, shown in row] for row in sorted_rows) == rows
+            values = [_order(*row[at][:2]) for row in sorted_rows if row[at][0]]
+            assert values == sorted(values, reverse=order == "descending")
+            assert not any(row[at][0] for row in sorted_rows[len(values) :]), "empty ones are last"
+
+
+def _order(value: str, number: bool) -> tuple[float, str]:
+    """What a column is sorted by; one of numbers by nothing else."""
+    try:
+        return float(value), ""
+    except ValueError:
+        assert not number, value
+        return 0.0, value.casefold()
+
+
+def test_numbers_in_names_sort_as_numbers(show: Show) -> None:
+    names = show("fit").execute_script(
+        "const table = document.querySelector('table[data-sortable]');"
+        "const rows = table.tBodies[0].rows;"
+        "['x[10]', 'x[9]'].forEach((name, i) => { rows[i].cells[0].textContent = name; });"
+        "table.querySelector('thead button').click();"
+        "return [...rows].map((row) => row.cells[0].textContent)"
+    )
+    assert names[-2:] == ["x[9]", "x[10]"]
 
 
 @pytest.mark.parametrize("page", PAGES)

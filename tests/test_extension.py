@@ -109,6 +109,10 @@ def test_each_axis_may_grow_alone(directory: Path, changes: dict[str, Any]) -> N
         ({"seed": 2}, "holds another plan: seed is 1 there and 2 here"),
         ({"n_starts": 3}, "n_starts is 12 there and 3 here"),
         ({"draws": 60, "replicates": 3}, "draws is 500 there and 60 here"),
+        (
+            {"sampler": "laplace_or_nuts"},
+            "sampler is 'nuts' there and 'laplace_or_nuts' here; .* or the stored sampler",
+        ),
         ({"priors": ["weak", "compact"]}, "priors is"),
         ({"estimators": ["mle"]}, "estimators is"),
         (

@@ -117,6 +117,27 @@ def test_the_table_has_the_estimates(stored: StoredFit, hostile_page: str) -> No
     np.testing.assert_allclose(values, expected, rtol=0.06)
 
 
+def test_tables_sort_by_the_numbers_that_they_show(sound: Analysis) -> None:
+    """Of numbers too far from 1 to be shown in full, of none, and of verdicts by their gravity."""
+    heights = [-123456.789125, -np.inf, np.nan, -123456.789124]
+    fit = point(heights, [Status.CONVERGED] * 4, map_=True)
+    checks = passed(energy=(Verdict.FAILED, 0.1, "poor"), modes=(Verdict.DOUBTFUL, 0.1, "two"))
+    analysis = sound._replace(map=fit, checks=checks)
+    page = render_fit(StoredFit(make_request(), analysis), Figure(), Figure(), Figure())
+    estimates, verdicts, starts = re.findall(r"<table data-sortable>.*?</table>", page, re.DOTALL)
+    cell = re.compile(r'<td[^>]* data-value="([^"]*)">([^<]*)</td>')
+    found = cell.findall(estimates)
+    assert len(found) == 7 * estimates.count('<th scope="row">')
+    for value, shown in found:
+        number = float(shown.strip("[").split(",")[0].replace("−", "-").replace("–", "nan"))
+        np.testing.assert_allclose(float(value or "nan"), number, rtol=0.05, atol=5e-4)
+    worst_last = [shown for _, shown in sorted(cell.findall(verdicts))]
+    assert worst_last == sorted(worst_last, key=["passed", "doubtful", "failed"].index)
+    assert worst_last[-3:] == ["passed", "doubtful", "failed"]
+    objectives = [value for value, _ in cell.findall(starts)[-8::2]]
+    assert objectives == ["-123456.789124", "-123456.789125", "-Infinity", ""]
+
+
 def test_errors_follow_the_names_of_the_experts(sound: Analysis) -> None:
     analysis = sound
     swapped = bm.align(

@@ -57,6 +57,7 @@ def toml(**changes: Any) -> str:
         ({"priors": ["flat"]}, ["priors", "'flat'", "improper", "remove"]),
         ({"starts": "truth"}, ["starts = 'truth'", "'agnostic' or 'near_truth'"]),
         ({"starts": "near_truth", "n_experts": [1]}, ["n_experts = 1", "near_truth", "agnostic"]),
+        ({"sampler": "laplace"}, ["sampler = 'laplace'", "'nuts' or 'laplace_or_nuts'"]),
         ({"level": 1.5}, ["level = 1.5", "less than 1"]),
         ({"seed": -1}, ["seed = -1"]),
         ({"seed": None}, ["seed is missing; add it"]),

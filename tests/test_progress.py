@@ -75,6 +75,9 @@ def test_without_stored_cells_one_small_cell_of_each_model_is_run(
     assert computed == [CELLS[0]] * 2 + [CELLS[4]] * 2, "each once to compile"
     assert math.isclose(estimate.seconds, 5.0 * sum(c.cost for c in CELLS) / CELLS[0].cost)
     assert "one small cell of each model, 2 in all" in estimate.basis
+    assert "NUTS" not in estimate.basis
+    mixed = PLAN.model_copy(update={"sampler": "laplace_or_nuts"})
+    assert "longer where NUTS has to draw" in estimate_core_time(mixed, CELLS).basis
 
 
 def test_nothing_takes_no_time(part: Path) -> None:

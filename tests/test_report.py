@@ -32,7 +32,7 @@ from bayesmoe.report._answers import NEGLIGIBLE, headline
 from bayesmoe.report._layout import spread_out
 from bayesmoe.report._study import chunks
 from bayesmoe.report._tables import at_floor, left_out, once
-from bayesmoe.report.html import powers_html, rate_html, render_study
+from bayesmoe.report.html import _CAPTIONS, powers_html, rate_html, render_study
 from bayesmoe.report.style import (
     QUANTITY_LABELS,
     STATUS_LABELS,
@@ -44,12 +44,19 @@ from bayesmoe.report.style import (
     rate_math,
     size_text,
 )
+from bayesmoe.report.terminal import print_study
 from bayesmoe.study.cell import LOSSES, Arrays
 from bayesmoe.study.dataset import load_results
 from bayesmoe.study.early_em import used
 from bayesmoe.study.layout import Layout
 from bayesmoe.study.plan import Cell, Plan
-from bayesmoe.study.results import count_statuses, measure_local_slopes, measure_slopes, settings
+from bayesmoe.study.results import (
+    count_statuses,
+    measure_local_slopes,
+    measure_samplers,
+    measure_slopes,
+    settings,
+)
 from bayesmoe.study.store import Store
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -541,10 +548,11 @@ def test_several_settings_have_their_own_figures_and_answers(
     outline = Outline(page)
     assert outline.open == []
     assert len(outline.named("img")) == 24
-    assert page.count('<button type="button">') == 2 + 10
+    table = page[page.index('<h2 id="slopes">') : page.index('<h2 id="statuses">')]
+    assert table.count('<button type="button">') == 2 + 10
     mle = several.slopes["estimator"] == "mle"
     rows = int((~mle).sum() + mle.sum() // 2)
-    assert page.count('<td data-value="') == 2 * rows, "one MLE serves both priors"
+    assert table.count('<td data-value="') == 2 * rows, "one MLE serves both priors"
 
 
 def test_figures_of_a_setting_show_its_own_slopes(
@@ -704,6 +712,87 @@ def test_the_report_says_where_em_stopped(early: Study) -> None:
     )
 
 
+@pytest.fixture(scope="module")
+def by_laplace() -> Study:
+    """Laplace's approximation under the softmax gate, but not for three of four at n = 300."""
+    gates = [SOFTMAX, {"name": "top_k_sparse", "top_k": 1}]
+    plan = make_plan(
+        gates=gates, n_experts=[2], sizes=SIZES[:3], replicates=4, sampler="laplace_or_nuts",
+        priors=["weak", "compact"], estimators=["posterior"],
+    )  # fmt: skip
+    results = make_results(plan)
+    sampler = np.full(results["sampler"].shape, "nuts", "<U7")  # all but prior, then prior
+    softmax = sampler[0, 0, 0]
+    softmax[...] = "laplace"
+    softmax[0, 1:] = "nuts"
+    results["sampler"] = (results["sampler"].dims, sampler)
+    tried = results["gate"] == SOFTMAX
+    results["pareto_k"] = (0.1 + 0.8 * (results["sampler"] == "nuts")).where(tried)
+    results["seconds"] = xr.where(results["sampler"] == "laplace", 0.25, 1.5) * xr.ones_like(
+        results["seconds"]
+    )
+    results["sampler"].loc[{"gate": SOFTMAX, "n": 1000, "replicate": 0}] = ""  # it failed
+    return Study(plan, results, measure_slopes(plan, results), count_statuses(results))
+
+
+def test_samplers_are_counted_by_sample_size(by_laplace: Study) -> None:
+    table = measure_samplers(by_laplace.results)
+    keys = ["scenario", "prior", "gate", "n_experts", "n"]
+    assert table.columns.tolist() == [
+        *keys, "laplace", "nuts", "pareto_k", "laplace_seconds", "nuts_seconds"
+    ]  # fmt: skip
+    assert table["prior"].tolist() == ["weak"] * 6 + ["compact"] * 6, "one setting after another"
+    softmax = table[(table["gate"] == SOFTMAX) & (table["prior"] == "compact")]
+    assert softmax["n"].tolist() == SIZES[:3]
+    assert softmax["laplace"].tolist() == [1, 3, 4]
+    assert softmax["nuts"].tolist() == [3, 0, 0]
+    np.testing.assert_allclose(softmax["pareto_k"], [0.9, 0.1, 0.1])
+    np.testing.assert_array_equal(softmax["laplace_seconds"], 0.25)
+    np.testing.assert_array_equal(softmax["nuts_seconds"], [1.5, np.nan, np.nan])
+    jumping = table[table["gate"] != SOFTMAX]
+    assert (jumping["laplace"] == 0).all()
+    assert (jumping["nuts"] == 4).all()
+    assert jumping["pareto_k"].isna().all()
+
+
+def test_the_report_says_which_sampler_drew_the_posteriors(
+    by_laplace: Study, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = {f"weak_{kind}": b"" for kind in _CAPTIONS}
+    page = render_study(by_laplace.results, by_laplace.slopes, by_laplace.counts, figures)
+    assert Outline(page).open == []
+    rows = [
+        re.findall(r"<t[hd][^>]*>([^<]*)</t[hd]>", row)
+        for row in re.findall(r"<tr>\s*(<td>(?:weak|compact)</td>.*?)</tr>", page, re.DOTALL)
+    ]
+    for prior in ("weak", "compact"):
+        wanted = [prior, "softmax", "2", "8", "3", "1/4 → 4/4", "0.90 → 0.10", "0.25 / 1.50"]
+        assert wanted in rows
+        wanted = [prior, "top-1 sparse", "2", "0", "12", "0/4 → 0/4", "– → –", "– / 1.50"]
+        assert wanted in rows
+    words = "16 of 46 posteriors by Laplace&#39;s approximation, 30 by NUTS"
+    assert words in page[page.index("<dt>Sampler</dt>") :].partition("<dt>Gates</dt>")[0]
+    assert "Pareto k of its weights is at most 0.7" in page
+    captions = re.findall("<figcaption>.*?</figcaption>", page)
+    assert len(captions) == len(_CAPTIONS)
+    assert not any("NUTS" in caption for caption in captions)
+    print_study(by_laplace.results, by_laplace.slopes, by_laplace.counts)
+    printed = capsys.readouterr().out
+    assert printed.count("8 of 11 posteriors by Laplace's approximation, 3 by NUTS") == 2
+    assert printed.count("0 of 12 posteriors by Laplace's approximation, 12 by NUTS") == 2
+
+
+def test_a_study_by_nuts_alone_has_no_table_of_samplers(
+    study: Study, page: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert measure_samplers(study.results).empty
+    words = re.sub(r"base64,[^\"]*", "", page)
+    assert "<dt>Sampler</dt><dd>NUTS</dd>" in words
+    assert "Laplace" not in words
+    print_study(study.results, study.slopes, study.counts)
+    assert "Laplace" not in capsys.readouterr().out
+
+
 def test_a_study_without_em_does_not_speak_of_it(study: Study, page: str) -> None:
     words = re.sub(r"base64,[^\"]*", "", page)
     assert re.search(r"\bEM\b", words) is None
@@ -830,7 +919,9 @@ def test_page_is_well_formed_accessible_and_self_contained(page: str) -> None:
     identifiers = [a["id"] for _, a in outline.tags if "id" in a]
     assert len(identifiers) == len(set(identifiers))
     assert "http://" not in re.sub(r"base64,[^\"]*", "", page)
-    assert len(outline.named("button")) == 10
+    tables = outline.named("table")
+    assert len(tables) == 3
+    assert all("data-sortable" in table for table in tables)
 
 
 def changed(slopes: pd.DataFrame, where: dict[str, Any], values: tuple[float, ...]) -> pd.DataFrame:

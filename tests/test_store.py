@@ -332,7 +332,7 @@ def test_damaged_coordinates_are_written_anew(directory: Path) -> None:
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"attributes": {"format": "2"}}'])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"attributes": {"format": "3"}}'])
 def test_a_root_that_is_not_ours_is_refused(directory: Path, content: bytes) -> None:
     (directory / "results.zarr" / "zarr.json").write_bytes(content)
     before = snapshot(directory)
@@ -341,13 +341,21 @@ def test_a_root_that_is_not_ours_is_refused(directory: Path, content: bytes) -> 
     assert snapshot(directory) == before
 
 
-def test_a_store_of_another_format_is_refused(directory: Path) -> None:
+def test_a_store_of_another_format_is_refused_and_stays_as_it_is(directory: Path) -> None:
+    """As one of format 2 is, which does not say which sampler drew what."""
     path = directory / "results.zarr" / "zarr.json"
     root = json.loads(path.read_bytes())
-    root["attributes"]["format"] = "0"
+    root["attributes"]["format"] = "2"
     path.write_text(json.dumps(root))
-    with pytest.raises(StoreError, match="another version of bayesmoe"):
+    for name in ("sampler", "pareto_k"):
+        shutil.rmtree(directory / "results.zarr" / name)
+    before = snapshot(directory)
+    words = r"another version of bayesmoe: its format is '2', that of this version '3'; go on with"
+    with pytest.raises(StoreError, match=words):
         Stored(directory)
+    with pytest.raises(StoreError, match=words), Store.open(directory, PLAN):
+        raise AssertionError
+    assert snapshot(directory) == before
 
 
 # --- failures

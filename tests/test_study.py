@@ -9,17 +9,24 @@ from collections import Counter
 from collections.abc import Callable, Collection, Generator
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from fabricated import fabricate, make_plan
+from test_mixing import make_draws
 
 import bayesmoe as bm
+from bayesmoe.inference.laplace import Resampled
+from bayesmoe.inference.nuts import Draws
 from bayesmoe.report.files import write_study
-from bayesmoe.study import engine
+from bayesmoe.study import engine, sampling
 from bayesmoe.study.cell import compute_cell
 from bayesmoe.study.chunks import digest
 from bayesmoe.study.engine import Executor, Outcome, in_threads, run_study
+from bayesmoe.study.layout import RESULTS
 from bayesmoe.study.outputs import Outputs, write_outputs
 from bayesmoe.study.plan import Cell, Plan
 from bayesmoe.study.results import failures, reason, settings
@@ -138,6 +145,139 @@ def test_slopes_name_what_they_measure(outputs: Outputs) -> None:
     distance = slopes[slopes["quantity"] == "map_mle_distance"]
     assert list(distance["estimator"]) == ["map"]
     assert list(distance["expected"]) == [-1.0]
+
+
+# --- posteriors by Laplace's approximation where it can be trusted
+
+LAPLACE_FIRST = PLAN.model_copy(update={"sampler": "laplace_or_nuts"})
+
+
+@pytest.fixture(scope="module")
+def mixed_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same study, NUTS only where the approximation fails."""
+    path = tmp_path_factory.mktemp("mixed") / "out"
+    with Store.open(path, LAPLACE_FIRST) as store:
+        assert run_study(LAPLACE_FIRST, store, execute=threads(2)) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def mixed(mixed_directory: Path) -> xr.Dataset:
+    return write_outputs(LAPLACE_FIRST, Stored(mixed_directory)).results
+
+
+def test_every_posterior_says_which_sampler_it_comes_from(
+    mixed: xr.Dataset, outputs: Outputs
+) -> None:
+    laplace = mixed["sampler"] == "laplace"
+    assert 1 <= laplace.sum() <= 5, "both samplers must occur"
+    assert (laplace | (mixed["sampler"] == "nuts")).all()
+    trusted = (mixed["pareto_k"] <= 0.7) & mixed["pareto_k"].notnull()
+    assert (trusted | ~laplace).all()
+    assert (~trusted | laplace).all(), "none of them has a good k and is worth too little"
+    for name in ("divergences", "max_rhat"):
+        assert (mixed[name].isnull() == laplace).all()
+    assert (mixed["min_ess"].where(laplace, 200.0) >= 200.0).all(), "as many as draws"
+    assert mixed["converged"].sel(estimator="posterior").where(laplace, True).all()
+    assert (outputs.results["sampler"] == "nuts").all()
+    assert outputs.results["pareto_k"].isnull().all()
+
+
+def test_samplers_are_a_table_where_the_plan_leaves_them_open(
+    mixed_directory: Path, mixed: xr.Dataset, directory: Path, outputs: Outputs
+) -> None:
+    table = pd.read_csv(mixed_directory / "samplers.csv")
+    drawn = mixed["sampler"].squeeze()
+    assert table["n"].tolist() == PLAN.sizes
+    for name in ("laplace", "nuts"):
+        assert table[name].tolist() == (drawn == name).sum("replicate").to_numpy().tolist()
+    assert not (directory / "samplers.csv").exists()
+
+
+def test_what_nuts_draws_does_not_depend_on_the_attempt_before(
+    mixed: xr.Dataset, outputs: Outputs
+) -> None:
+    """Bit for bit; and no point estimate depends on the sampler at all."""
+    points, by_nuts = ["mle", "map"], mixed["sampler"].isel(prior=0) == "nuts"
+    for name in RESULTS.keys() - {"sampler", "pareto_k", "seconds"}:
+        for cell in PLAN.cells():
+            same, other = (one(study, cell)[name] for study in (mixed, outputs.results))
+            if not by_nuts.sel(cell._asdict()):
+                if "estimator" not in same.dims:
+                    continue
+                same, other = same.sel(estimator=points), other.sel(estimator=points)
+            np.testing.assert_array_equal(same, other, err_msg=f"{name} of {cell}")
+
+
+def test_a_posterior_by_laplace_is_that_of_the_public_function_and_agrees_with_nuts(
+    mixed: xr.Dataset, outputs: Outputs
+) -> None:
+    cell = next(PLAN.cells())
+    truth = bm.scenario("weak", gate="dense_to_sparse")
+    x, y = truth.simulate(PLAN.data_key(cell), cell.n)
+    model, key = bm.moe("dense_to_sparse", 2), PLAN.fit_key(cell)
+    mle = bm.fit_mle(model, x, y, key=key, n_starts=4)
+    map_ = bm.fit_map(model, x, y, key=key, n_starts=4, starts=mle.measure)
+    tree = bm.sample_laplace(model, x, y, key=key, start=map_, n_chains=2, n_draws=100)
+    losses = bm.voronoi_loss(tree, truth, identified=True)
+    found, nuts = (one(each, cell).sel(estimator="posterior") for each in (mixed, outputs.results))
+    assert found["sampler"] == "laplace"
+    assert found["identified_loss"] == bm.contraction_radius(losses)
+    assert found["pareto_k"] == tree.attrs["pareto_k"]
+    assert found["min_ess"] == tree.attrs["min_ess"]
+    heights = tree["sample_stats"]["log_likelihood"]
+    np.testing.assert_allclose(found["log_likelihood"], heights.mean(), rtol=1e-12)
+    # to four standard errors of both: of 200 draws, out of proposals worth min_ess, and of NUTS;
+    # heights summed over all cells by Laplace, for power
+    error = np.sqrt(1 / 200 + 1 / found["min_ess"] + 1 / nuts["min_ess"])
+    share = np.mean(losses <= nuts["identified_loss"].item())
+    assert abs(share - PLAN.level) < 4 * np.sqrt(PLAN.level * (1 - PLAN.level)) * error
+    kept = mixed["sampler"] == "laplace"
+    ours, theirs = (
+        study[["log_likelihood", "min_ess"]].sel(estimator="posterior").where(kept)
+        for study in (mixed, outputs.results)
+    )
+    gap = float((ours["log_likelihood"] - theirs["log_likelihood"]).sum())
+    errors = np.sqrt(1 / 200 + 1 / ours["min_ess"] + 1 / theirs["min_ess"])
+    assert abs(gap) < 4 * heights.values.std() * float(np.sqrt((errors**2).sum()))
+
+
+def test_where_the_density_jumps_nuts_draws_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("there is no curvature to approximate")
+
+    drawn = make_draws()
+    monkeypatch.setattr(sampling, "resample_laplace", refuse)
+    monkeypatch.setattr(sampling, "sample_chains", lambda *_, **__: drawn)
+    plan, model = make_plan(sampler="laplace_or_nuts"), bm.moe("top_k_sparse", 2, top_k=1)
+    x = y = jnp.arange(9.0)
+    sample = sampling.draw_posterior(plan, model, x, y, key=jax.random.key(0), start=None)
+    assert sample.draws is drawn
+    assert sample.evidence.sampler == "nuts"
+    assert np.isnan(sample.evidence.pareto_k)
+
+
+@pytest.mark.parametrize(
+    ("pareto_k", "size", "sampler"),
+    [(0.7, 1000.0, "laplace"), (0.71, 4000.0, "nuts"), (0.1, 999.0, "nuts"),
+     (np.nan, 4000.0, "nuts")],
+)  # fmt: skip
+def test_an_approximation_is_kept_by_its_pareto_k_and_the_draws_it_is_worth(
+    monkeypatch: pytest.MonkeyPatch, pareto_k: float, size: float, sampler: str
+) -> None:
+    drawn = make_draws()
+    shared = {name: getattr(drawn, name) for name in set(Resampled._fields) & set(Draws._fields)}
+    tried = Resampled(**shared, pareto_k=pareto_k, effective_size=size)
+    monkeypatch.setattr(sampling, "resample_laplace", lambda *_, **__: tried)
+    monkeypatch.setattr(sampling, "sample_chains", lambda *_, **__: drawn)
+    plan, x = make_plan(sampler="laplace_or_nuts"), jnp.arange(9.0)  # two chains of 500 draws
+    sample = sampling.draw_posterior(
+        plan, bm.moe("softmax", 2), x, x, key=jax.random.key(0), start=None
+    )
+    assert sample.evidence.sampler == sampler
+    assert sample.draws is (tried if sampler == "laplace" else drawn)
+    assert sample.status.converged
+    np.testing.assert_equal(sample.evidence.pareto_k, pareto_k)
 
 
 # --- the engine alone, on cells that are made up

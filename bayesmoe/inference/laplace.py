@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from arviz_stats.base import array_stats
 from jax import Array
-from jax.scipy.special import gammaln
 from jax.typing import ArrayLike
+from scipy.special import gammaln, logsumexp
 
 from bayesmoe.core.likelihood import Data
 from bayesmoe.core.measure import MixingMeasure
@@ -89,15 +89,15 @@ def resample_laplace(
     modes, size = posterior.modes, n_chains * n_draws
     rng = generator(proposal_key)
     u = _propose(modes, rng, _PROPOSALS * size)
-    lp, log_ratio = _weigh(posterior.target, posterior.data, modes, jnp.asarray(u))
-    log_weights, pareto_k = array_stats.psislw(-np.asarray(log_ratio))  # it takes log(1/ratio)
+    lp, log_ratio = _weigh(posterior.target, posterior.data, modes, u)
+    log_weights, pareto_k = array_stats.psislw(-log_ratio)  # it takes log(1/ratio)
     weights = np.exp(log_weights - np.max(log_weights))
     weights /= weights.sum()
     chosen = _systematic(weights, generator(resampling_key), size)
     sampled = posterior.restore(jnp.asarray(u[chosen].reshape(n_chains, n_draws, -1)))
     return Resampled(
         **sampled._asdict(),
-        lp=jnp.asarray(np.asarray(lp)[chosen].reshape(n_chains, n_draws)),
+        lp=jnp.asarray(lp[chosen].reshape(n_chains, n_draws)),
         pareto_k=float(pareto_k),
         effective_size=float(1 / np.sum(weights**2)),
         mode_weights=modes.weights,
@@ -114,16 +114,29 @@ def _propose(modes: Modes, rng: np.random.Generator, size: int) -> np.ndarray:
     mode = rng.choice(len(modes.u), size=size, p=_shares(modes))
     z = rng.standard_normal((size, modes.u.shape[1]))
     z *= np.sqrt(_DEGREES / rng.chisquare(_DEGREES, size))[:, None]
-    centre, whitening = np.asarray(modes.u), np.asarray(modes.whitening)
-    return centre[mode] + np.einsum("spq,sq->sp", whitening[mode], z)
+    centre, root = np.asarray(modes.u), _cholesky(np.asarray(modes.whitening))
+    return centre[mode] + np.einsum("spq,sq->sp", root[mode], z)
 
 
-def _weigh(target: Target, data: Data, modes: Modes, u: Array) -> tuple[Array, Array]:
+def _cholesky(root: np.ndarray) -> np.ndarray:
+    """The Cholesky factors of root rootᵀ, ``(m, p, p)``, without forming the product.
+
+    Signs of eigenvectors, and any basis of those whose eigenvalues nearly agree, differ between
+    builds of LAPACK. The factor is unique, so that one seed gives one set of draws everywhere.
+    """
+    factor = np.asarray(np.linalg.qr(root.mT, mode="r")).mT
+    signs = np.where(np.diagonal(factor, axis1=1, axis2=2) < 0, -1.0, 1.0)
+    return factor * signs[:, None, :]
+
+
+def _weigh(
+    target: Target, data: Data, modes: Modes, u: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Log posterior densities of proposals ``(s, p)``, and their log importance ratios."""
-    lp = _log_densities(target, data, u)
-    log_ratio = lp - _log_proposal(modes, jnp.log(_shares(modes)), u)
+    lp = np.asarray(_log_densities(target, data, jnp.asarray(u)))
+    log_ratio = lp - _log_proposal(modes, _shares(modes), u)
     # what the density has no value for (it underflows, say) has no weight
-    return lp, jnp.where(jnp.isfinite(log_ratio), log_ratio, -jnp.inf)
+    return lp, np.where(np.isfinite(log_ratio), log_ratio, -np.inf)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -131,21 +144,19 @@ def _log_densities(target: Target, data: Data, u: Array) -> Array:
     return jax.lax.map(lambda one: target.log_density(one, data), u)
 
 
-@jax.jit
-def _log_proposal(modes: Modes, log_shares: Array, u: Array) -> Array:
-    """The log density of the mixture of t laws at u ``(s, p)``."""
-    p = u.shape[1]
+def _log_proposal(modes: Modes, shares: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """The log density of the mixture of t laws at u ``(s, p)``.
+
+    By NumPy: JAX would compile it for every number of modes, which takes longer than all the rest.
+    """
+    p, whitening = u.shape[1], np.asarray(modes.whitening)
     constant = (
-        gammaln((_DEGREES + p) / 2) - gammaln(_DEGREES / 2) - p / 2 * jnp.log(_DEGREES * jnp.pi)
+        gammaln((_DEGREES + p) / 2) - gammaln(_DEGREES / 2) - p / 2 * np.log(_DEGREES * np.pi)
     )
-
-    def component(centre: Array, whitening: Array) -> Array:
-        z = jnp.linalg.solve(whitening, (u - centre).T)
-        volume = jnp.linalg.slogdet(whitening)[1]
-        return constant - volume - (_DEGREES + p) / 2 * jnp.log1p(jnp.sum(z**2, axis=0) / _DEGREES)
-
-    terms = jax.vmap(component)(modes.u, modes.whitening)
-    return jax.nn.logsumexp(terms + log_shares[:, None], axis=0)
+    z = np.linalg.solve(whitening, (u - np.asarray(modes.u)[:, None]).mT)
+    volume = np.linalg.slogdet(whitening)[1]
+    tails = (_DEGREES + p) / 2 * np.log1p(np.sum(z**2, axis=1) / _DEGREES)
+    return logsumexp((constant - volume + np.log(shares))[:, None] - tails, axis=0)
 
 
 def _systematic(weights: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:

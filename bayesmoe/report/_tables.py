@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +13,12 @@ import xarray as xr
 from bayesmoe.diagnostics.mixing import PosteriorStatus
 from bayesmoe.inference.outcome import Status
 from bayesmoe.report import _study
+from bayesmoe.report._samplers import sampler_words
 from bayesmoe.report.style import (
     ESTIMATOR_LABELS,
     QUANTITY_LABELS,
     STATUS_LABELS,
+    Number,
     estimate,
     number,
     percent,
@@ -25,7 +26,7 @@ from bayesmoe.report.style import (
 )
 from bayesmoe.study.early_em import EM, MAX_STEPS, SHORT, TOLERANCE
 from bayesmoe.study.plan import WITHOUT_PRIOR
-from bayesmoe.study.results import failures, reason
+from bayesmoe.study.results import failures, measure_samplers, reason
 
 #: statuses of fits whose estimate may be used
 CONVERGED = {s.name.lower() for s in (*Status, *PosteriorStatus) if s.converged}
@@ -68,9 +69,9 @@ def slope_rows(slopes: pd.DataFrame, labels: dict[str, str]) -> list[Row]:
             "quantity": QUANTITY_LABELS[row["quantity"]],
             "cells": row["cell"] if isinstance(row["cell"], str) else "",
             "slope": estimate(float(row["slope"]), float(row["low"]), float(row["high"])),
-            "slope_value": _sort_value(row["slope"]),
+            "slope_value": float(row["slope"]),
             "expected": row["expected_text"],
-            "expected_value": _sort_value(row["expected"]),
+            "expected_value": float(row["expected"]),
             "verdict": row["verdict"],
             "law": {"this range of n cannot tell": "cannot tell"}.get(row["law"], row["law"]),
             "used": int(row["n_used"]),
@@ -78,10 +79,6 @@ def slope_rows(slopes: pd.DataFrame, labels: dict[str, str]) -> list[Row]:
         }
         for _, row in slopes.iterrows()
     ]
-
-
-def _sort_value(value: float) -> str:
-    return f"{float(value):.6g}" if math.isfinite(float(value)) else ""
 
 
 def verdicts(slopes: pd.DataFrame) -> list[tuple[str, int]]:
@@ -159,7 +156,7 @@ def gap_rows(gaps: pd.DataFrame, labels: dict[str, str]) -> list[Row]:
                 **{name: int(group[name].sum()) for name in ("fits", "short", "pairs", "above")},
                 "steps": " → ".join(number(value, 0) for value in ends["steps"]),
                 "gap": " → ".join(number(value, 2) for value in ends["gap"]),
-                "gap_max": number(float(group["gap_max"].max()), 2),
+                "gap_max": _number(float(group["gap_max"].max()), 2),
             }
         )
     return rows
@@ -198,16 +195,20 @@ def run_rows(study: xr.Dataset, labels: dict[str, str]) -> list[Row]:
                 "ess": _reduce(cell["min_ess"], np.min, 0),
                 "rhat": _reduce(cell["max_rhat"], np.max, 3),
                 "distance": " → ".join(_median(d) for d in distance),
-                "seconds": " / ".join(_reduce(s, np.median, 2) for s in seconds),
+                "seconds": " / ".join(_reduce(s, np.median, 2).text for s in seconds),
             }
         )
     return rows
 
 
-def _reduce(values: Any, reduce: Callable[[np.ndarray], float], digits: int) -> str:
+def _reduce(values: Any, reduce: Callable[[np.ndarray], float], digits: int) -> Number:
     array = np.asarray(values)
     kept = array[np.isfinite(array)]
-    return number(float(reduce(kept)), digits) if kept.size else "–"
+    return _number(float(reduce(kept)) if kept.size else np.nan, digits)
+
+
+def _number(value: float, digits: int) -> Number:
+    return Number(number(value, digits), value)
 
 
 def _median(values: np.ndarray) -> str:
@@ -223,6 +224,7 @@ def setting_rows(results: xr.Dataset) -> list[tuple[str, str]]:
         ("Scenario", ", ".join(map(str, results["scenario"].to_numpy()))),
         ("Prior", ", ".join(map(str, results["prior"].to_numpy()))),
         ("Start protocol", f"{starts}: {_STARTS[starts]}"),
+        *_sampler(results),
         ("Gates", ", ".join(_study.gate_labels(results).values())),
         ("Experts fitted", ", ".join(str(k) for k in _study.fitted(results))),
         ("Sample sizes", ", ".join(size_text(n) for n in results["n"].to_numpy())),
@@ -231,6 +233,11 @@ def setting_rows(results: xr.Dataset) -> list[tuple[str, str]]:
         ("Created", str(attributes["created"])),
         ("bayesmoe", str(attributes["package_version"])),
     ]
+
+
+def _sampler(results: xr.Dataset) -> list[tuple[str, str]]:
+    posterior = "posterior" in _study.estimators(results)
+    return [("Sampler", sampler_words(measure_samplers(results)))] if posterior else []
 
 
 def start_warning(results: xr.Dataset) -> str:

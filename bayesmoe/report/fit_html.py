@@ -16,7 +16,7 @@ from bayesmoe.diagnostics.stored_fit import StoredFit, data_digest
 from bayesmoe.inference.point import Fit
 from bayesmoe.report._findings import CLOSE, find_optima, find_troubles
 from bayesmoe.report.html import environment, svg
-from bayesmoe.report.style import ESTIMATOR_LABELS, STATUS_LABELS, size_text
+from bayesmoe.report.style import ESTIMATOR_LABELS, STATUS_LABELS, Number, size_text
 
 _VERDICTS = {
     Verdict.PASSED: "may be used: every check passed.",
@@ -150,6 +150,7 @@ def _status(fit: Fit) -> str:
 
 # --- tables
 
+
 _SHOWN = ("mean", "eti90_lb", "eti90_ub", "ess_bulk", "r_hat")
 
 
@@ -161,13 +162,15 @@ def estimate_rows(analysis: Analysis) -> list[Row]:
     return [
         {
             "name": str(name),
-            "mle": _number(row["mle"]),
-            "se": _error(row["mle_se"]),
-            "map": _number(row["map"]),
-            "mean": _number(row["mean"]),
-            "interval": f"[{_number(row['eti90_lb'])}, {_number(row['eti90_ub'])}]",
-            "ess": f"{row['ess_bulk']:.0f}",
-            "rhat": f"{row['r_hat']:.3f}",
+            "numbers": [
+                Number(_number(row["mle"]), row["mle"]),
+                Number(_error(row["mle_se"]), row["mle_se"]),
+                Number(_number(row["map"]), row["map"]),
+                Number(_number(row["mean"]), row["mean"]),
+                Number(_interval(row["eti90_lb"], row["eti90_ub"]), row["eti90_lb"]),
+                Number(f"{row['ess_bulk']:.0f}", row["ess_bulk"]),
+                Number(f"{row['r_hat']:.3f}", row["r_hat"]),
+            ],
         }
         for name, row in together.iterrows()
     ]
@@ -180,29 +183,34 @@ def _number(value: float, digits: int = 4) -> str:
     return f"{value:.{digits}g}".replace("inf", "∞").replace("-", "−")
 
 
+def _interval(low: float, high: float) -> str:
+    return f"[{_number(low)}, {_number(high)}]"
+
+
 def _error(value: float) -> str:
     return "not determined" if math.isinf(value) else _number(value, 2)
 
 
 def _start_rows(analysis: Analysis) -> list[Row]:
     """Every start, the best first."""
-    rows = []
+    rows: list[Row] = []
     for name, fit in (("mle", analysis.mle), ("map", analysis.map)):
         starts = fit.starts
         heights = np.where(np.isfinite(starts.objective), starts.objective, -np.inf)
         order = np.argsort(-heights, kind="stable").tolist()
-        rows += [
-            {
-                "estimator": ESTIMATOR_LABELS[name],
-                "start": i,
-                "objective": _number(float(starts.objective[i]), 9),
-                "status": STATUS_LABELS[starts.status[i].name.lower()],
-                "converged": starts.status[i].converged,
-                "gradient": f"{starts.gradient_norm[i]:.0e}".replace("-", "−"),
-                "iterations": int(starts.n_iterations[i]),
-            }
-            for i in order
-        ]
+        for i in order:
+            height, gradient = float(starts.objective[i]), float(starts.gradient_norm[i])
+            rows.append(
+                {
+                    "estimator": ESTIMATOR_LABELS[name],
+                    "start": i,
+                    "objective": Number(_number(height, 9), height),
+                    "status": STATUS_LABELS[starts.status[i].name.lower()],
+                    "converged": starts.status[i].converged,
+                    "gradient": Number(f"{gradient:.0e}".replace("-", "−"), gradient),
+                    "iterations": int(starts.n_iterations[i]),
+                }
+            )
     return rows
 
 

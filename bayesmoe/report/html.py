@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import re
 from collections.abc import Mapping
 
@@ -15,8 +16,10 @@ from matplotlib.figure import Figure
 
 from bayesmoe.report import _study, _tables
 from bayesmoe.report._answers import NEGLIGIBLE, headline, slope_summary
+from bayesmoe.report._samplers import RULE, sampler_rows
 from bayesmoe.report.style import ESTIMATOR_LABELS, rate_exponent, style
 from bayesmoe.study.early_em import measure_gaps
+from bayesmoe.study.results import measure_samplers
 
 _CAPTIONS = {
     "contraction": "Voronoi loss of MLE and MAP and contraction radius of the posterior against "
@@ -124,6 +127,8 @@ def render_study(
         gaps=gaps,
         at_floor=_tables.at_floor(fits),
         estimators=[ESTIMATOR_LABELS[name] for name in _study.estimators(results)],
+        samplers=sampler_rows(measure_samplers(results), labels),
+        rule=RULE,
         runs=[row for part in parts for row in _tables.run_rows(part.study, labels)],
         settings=_tables.setting_rows(results),
         versions=_tables.version_rows(results),
@@ -142,6 +147,7 @@ def environment() -> jinja2.Environment:
     )
     made.filters["rate"] = rate_html
     made.filters["powers"] = powers_html
+    made.filters["sort_value"] = sort_value
     return made
 
 
@@ -154,6 +160,11 @@ def rate_html(text: str) -> Markup:
 def powers_html(text: str) -> Markup:
     """``text`` escaped, powers such as ``n^−0.49`` with their exponent raised."""
     return Markup(re.sub(r"\bn\^([−\d.]*\d)", r"n<sup>\1</sup>", str(escape(text))))
+
+
+def sort_value(value: float) -> str:
+    """The number by which a table sorts, as browsers read it; empty for NaN, which comes last."""
+    return "" if math.isnan(value) else repr(float(value)).replace("inf", "Infinity")
 
 
 def _figures(

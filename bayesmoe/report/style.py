@@ -7,7 +7,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -140,6 +140,13 @@ def short(name: object, length: int = 48) -> str:
     """A name as by `plain`, with an ellipsis if it is longer than ``length`` characters."""
     text = " ".join(str(name).split())
     return plain(text if len(text) <= length else text[: length - 1] + "…")
+
+
+class Number(NamedTuple):
+    """A number as a table shows it, and as the table sorts it."""
+
+    text: str
+    value: float
 
 
 def number(value: float, digits: int = 2) -> str:

@@ -23,10 +23,11 @@ from rich.table import Table
 from bayesmoe.diagnostics.analysis import Analysis, estimates, posterior_summary
 from bayesmoe.diagnostics.checks import Checks
 from bayesmoe.diagnostics.comparison import Comparison
+from bayesmoe.report._samplers import count_words
 from bayesmoe.report.style import ESTIMATOR_LABELS, STATUS_LABELS, estimate, number, specification
 from bayesmoe.study.plan import Cell, Plan
 from bayesmoe.study.progress import Estimate
-from bayesmoe.study.results import reason
+from bayesmoe.study.results import measure_samplers, reason
 
 #: the quantities of the table at the end of a study; losses are normalised
 SHOWN = {
@@ -107,11 +108,16 @@ class StudyProgress:
 
 
 def print_study(results: xr.Dataset, slopes: pd.DataFrame, counts: pd.DataFrame) -> None:
-    """Per gate and setting, a row per estimator and quantity: slope, expected, converged fits."""
+    """Per gate and setting, a row per estimator and quantity: slope, expected, converged fits.
+
+    Below it is said which sampler the posteriors come from, where not all are by NUTS.
+    """
     console = Console()
     console.print("Slopes of log error against log n, with 95 % intervals", style="bold")
     several = [name for name in ("scenario", "prior") if results.sizes[name] > 1]
     keys = ["scenario", "prior", "gate", "n_experts"]
+    samplers = measure_samplers(results)
+    drawn = {} if samplers.empty else dict(list(samplers.groupby(keys)))
     for key, rows in slopes[slopes["quantity"].isin(SHOWN)].groupby(keys, sort=False):
         where: dict[str, Any] = dict(zip(keys, key, strict=True))
         true = int(results["n_experts_true"].sel(scenario=where["scenario"], gate=where["gate"]))
@@ -120,6 +126,8 @@ def print_study(results: xr.Dataset, slopes: pd.DataFrame, counts: pd.DataFrame)
         title += [f"{name} {where[name]}" for name in several]
         console.print("\n" + ", ".join(title), highlight=False)
         console.print(_slope_table(rows, results.sel(where)["converged"]))
+        if key in drawn:
+            console.print(count_words(drawn[key]), highlight=False)
     _print_failures(console, results, counts)
 
 

@@ -17,15 +17,14 @@ from bayesmoe.core.likelihood import Layout
 from bayesmoe.core.measure import FIELDS, MixingMeasure
 from bayesmoe.core.model import MoE
 from bayesmoe.core.scaling import Scaling
-from bayesmoe.diagnostics.mixing import PosteriorStatus, mixing
 from bayesmoe.inference.em import EMFit
-from bayesmoe.inference.nuts import Draws, sample_chains
 from bayesmoe.inference.outcome import best_start
 from bayesmoe.inference.point import Fit, fit_map, fit_mle
 from bayesmoe.inference.starts import near_truth
 from bayesmoe.study.chunks import digest
 from bayesmoe.study.early_em import EM, fit_early_em
 from bayesmoe.study.plan import Cell, Plan
+from bayesmoe.study.sampling import Evidence, Sample, draw_posterior
 from bayesmoe.study.scenario import Scenario, scenario
 from bayesmoe.theory.voronoi import VoronoiResult, contraction_radius, voronoi
 
@@ -83,20 +82,19 @@ def _under_prior(
         start, seconds = _timed(lambda: _fit_point(fit_map, problem, model, mle))
         distance = np.nan if mle is None else _distance(problem, mle, start)
         columns["map"] = _point_column(problem, start, seconds)
-    extra = {"divergences": np.nan, "min_ess": np.nan, "max_rhat": np.nan}
+    evidence = Evidence()
     spread = np.full(len(PARAMETER_BLOCKS), np.nan)
     if "posterior" in plan.estimators:
-        draws, seconds = _timed(lambda: _sample(problem, model, start))
-        evidence = mixing(draws)
-        columns["posterior"] = _posterior_column(problem, draws, evidence.status, seconds)
-        extra = {name: float(getattr(evidence, name)) for name in extra}
+        sample, seconds = _timed(lambda: _sample(problem, model, start))
+        columns["posterior"] = _posterior_column(problem, sample, seconds)
+        evidence = sample.evidence
         if model.gate.has_temperature:
             spread[PARAMETER_BLOCKS.index("temperature")] = float(
-                jnp.std(draws.measures.temperature)
+                jnp.std(sample.draws.measures.temperature)
             )
     kept = [columns[estimator] for estimator in plan.estimators]
     stacked = {name: np.stack([column[name] for column in kept]) for name in kept[0]}
-    singles = {name: np.asarray(value) for name, value in extra.items()}
+    singles = {name: np.asarray(value) for name, value in evidence._asdict().items()}
     return stacked | singles | {"posterior_sd": spread, "map_mle_distance": np.asarray(distance)}
 
 
@@ -123,19 +121,9 @@ def _prepend(one: Array, batch: Array) -> Array:
     return jnp.concatenate([one[None], batch])
 
 
-def _sample(problem: _Problem, model: MoE, start: Fit | None) -> Draws:
-    plan = problem.plan
-    return sample_chains(
-        model,
-        problem.x,
-        problem.y,
-        key=plan.fit_key(problem.cell),
-        start=start,
-        n_chains=plan.chains,
-        n_warmup=plan.warmup,
-        n_draws=plan.draws,
-        n_threads=1,
-    )
+def _sample(problem: _Problem, model: MoE, start: Fit | None) -> Sample:
+    plan, key = problem.plan, problem.plan.fit_key(problem.cell)
+    return draw_posterior(plan, model, problem.x, problem.y, key=key, start=start)
 
 
 def _distance(problem: _Problem, mle: Fit, other: Fit) -> float:
@@ -177,11 +165,9 @@ def _n_iterations(fit: Fit | EMFit) -> int:
     return int(starts.n_iterations[best_start(starts.objective, converged)])
 
 
-def _posterior_column(
-    problem: _Problem, draws: Draws, status: PosteriorStatus, seconds: float
-) -> Arrays:
+def _posterior_column(problem: _Problem, sample: Sample, seconds: float) -> Arrays:
     """The radius of each loss and block; the estimates of a point stay NaN."""
-    level = problem.plan.level
+    level, draws, status = problem.plan.level, sample.draws, sample.status
     losses, blocks = _judge(problem, draws.measures)
     shapes = jax.tree.map(lambda leaf: leaf.shape[2:], draws.measures)
     return {

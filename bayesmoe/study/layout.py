@@ -48,8 +48,10 @@ RESULTS: dict[str, Variable] = {
     "start_objective": Variable((*_BOTH, "start")),
     "posterior_sd": Variable(("prior", "block")),
     **dict.fromkeys(
-        ("map_mle_distance", "divergences", "min_ess", "max_rhat"), Variable(("prior",))
+        ("map_mle_distance", "pareto_k", "divergences", "min_ess", "max_rhat"),
+        Variable(("prior",)),
     ),
+    "sampler": Variable(("prior",), "string", ""),
     "estimate_gate_slope": Variable((*_BOTH, "expert", "covariate")),
     "estimate_gate_intercept": Variable((*_BOTH, "expert")),
     "estimate_temperature": Variable(_BOTH),

@@ -143,8 +143,14 @@ class Plan(BaseModel):
         flat directions.
     n_starts
         Starts of each EM, MLE and MAP.
+    sampler
+        Of posteriors: "nuts", or "laplace_or_nuts", which first tries Laplace's approximation
+        resampled by importance (`bayesmoe.sample_laplace`), keeps it where its Pareto k is at most
+        0.7 and its proposals are worth as many independent draws as are taken, and has NUTS draw
+        all others, among them those of gates whose density jumps. The results say which sampler
+        drew what.
     chains, warmup, draws
-        Of NUTS; warm-up and draws per chain.
+        Of NUTS; warm-up and draws per chain. The approximation has as many draws in all.
     level
         Of the contraction radius: the posterior quantile of the loss.
     seed
@@ -163,6 +169,7 @@ class Plan(BaseModel):
     priors: Annotated[list[Literal["weak", "compact", "flat"]], NonEmpty, Distinct] = ["weak"]
     starts: Literal["agnostic", "near_truth"] = "agnostic"
     n_starts: Annotated[Whole, Field(ge=1)] = 12
+    sampler: Literal["nuts", "laplace_or_nuts"] = "nuts"
     chains: Annotated[Whole, Field(ge=2)] = 2
     warmup: Annotated[Whole, Field(ge=50)] = 300
     draws: Annotated[Whole, Field(ge=50)] = 500

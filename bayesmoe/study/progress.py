@@ -13,6 +13,7 @@ import pandas as pd
 
 from bayesmoe.study.cell import compute_cell
 from bayesmoe.study.plan import WITHOUT_PRIOR, Cell, Plan
+from bayesmoe.study.sampling import NUTS
 from bayesmoe.study.stored import Stored
 
 _SAMPLE = 10  # stored cells of each model whose times are read
@@ -62,6 +63,8 @@ def estimate_core_time(
         smallest = {cell[:3]: cell for cell in sorted(missing, key=_largest_first)}
         pairs = [(cell, _time(plan, cell)) for cell in smallest.values()]
         basis = f"one small cell of each model, {len(pairs)} in all, computed now; compiled before"
+        if plan.sampler != NUTS:
+            basis += "; cells take longer where NUTS has to draw, which these need not show"
     return Estimate(_extrapolate(pairs, missing), basis)
 
 

@@ -1,4 +1,4 @@
-"""From a study's data set to measured slopes and counts of statuses."""
+"""From a study's data set to measured slopes, and counts of statuses and samplers."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from bayesmoe.study.early_em import used
 from bayesmoe.study.expected import expected_rate
 from bayesmoe.study.layout import CELL_AXES
 from bayesmoe.study.plan import WITHOUT_PRIOR, Cell, Plan
+from bayesmoe.study.sampling import LAPLACE, NUTS
 from bayesmoe.theory.decay import compare_decay
 from bayesmoe.theory.rates import fit_slope, local_slopes, verdict
 from bayesmoe.theory.voronoi import CELL_KINDS
@@ -165,6 +166,28 @@ def count_statuses(results: xr.Dataset) -> pd.DataFrame:
     keys = ["scenario", "prior", "gate", "n_experts", "estimator", "status"]
     frame = results["status"].to_dataframe().reset_index()
     return frame.groupby(keys, sort=False).size().rename("count").reset_index()
+
+
+def measure_samplers(results: xr.Dataset) -> pd.DataFrame:
+    """Which sampler drew the posteriors, and in what time.
+
+    Empty if there are none, or the plan has all of them drawn by NUTS.
+
+    Columns: scenario, prior, gate, n_experts, n; how many posteriors came by Laplace's
+    approximation (``laplace``) and by NUTS (``nuts``), medians of the seconds that each took
+    (``laplace_seconds``; ``nuts_seconds``, in which an attempt at the approximation is contained),
+    and of the Pareto k of all that was tried (``pareto_k``).
+    """
+    if "posterior" not in results["estimator"].to_numpy() or results.attrs["sampler"] == NUTS:
+        return pd.DataFrame()
+    keys = ["scenario", "prior", "gate", "n_experts", "n"]
+    study = results[["sampler", "pareto_k", "seconds"]].sel(estimator="posterior", drop=True)
+    frame = study.to_dataframe(dim_order=[*keys, "replicate"]).reset_index()
+    counts = {name: frame["sampler"] == name for name in (LAPLACE, NUTS)}
+    seconds = {f"{name}_seconds": frame["seconds"].where(kept) for name, kept in counts.items()}
+    groups = frame.assign(**counts, **seconds).groupby(keys, sort=False)
+    medians = groups[["pareto_k", *seconds]].median()
+    return groups[list(counts)].sum().join(medians).reset_index()
 
 
 def failures(results: xr.Dataset) -> dict[Cell, str]:

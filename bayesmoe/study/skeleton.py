@@ -27,7 +27,7 @@ from bayesmoe.study.plan import Plan
 from bayesmoe.study.theory import theory
 
 ROOT = "zarr.json"
-FORMAT = "2"
+FORMAT = "3"
 
 _COORDINATES = 1024  # values in a chunk of a coordinate that can grow
 _GROWING = {*CELL_AXES, *CHUNKS}
@@ -49,6 +49,7 @@ def attributes(plan: Plan, layout: Layout, created: str) -> dict[str, Any]:
         "plan": plan.to_toml(),
         "name": plan.name,
         "starts": plan.starts,
+        "sampler": plan.sampler,
         "level": str(plan.level),
         "created": created,
         "layout": layout.to_json(),

@@ -54,8 +54,8 @@ class Stored:
         path = self.root / ROOT
         try:
             self.attributes: dict[str, Any] = json.loads(path.read_bytes())["attributes"]
-            ours = self.attributes["format"] == FORMAT
-            layout = Layout.from_json(self.attributes["layout"]) if ours else None
+            found = self.attributes["format"]
+            layout = Layout.from_json(self.attributes["layout"]) if found == FORMAT else None
         except (FileNotFoundError, NotADirectoryError):
             raise StoreError(f"{directory} is not a study: it has no {RESULTS_NAME}") from None
         except OSError as error:
@@ -64,7 +64,9 @@ class Stored:
             raise StoreError(f"{path} is not that of a study ({error!r})") from None
         if layout is None:
             raise StoreError(
-                f"{self.root} was written by another version of bayesmoe; choose a new directory"
+                f"{self.root} was written by another version of bayesmoe: its format is {found!r}, "
+                f"that of this version {FORMAT!r}; go on with that version, or choose a new "
+                "directory"
             )
         self.layout = layout
 
