@@ -118,6 +118,12 @@ def test_importance_resampling_has_its_own_evidence() -> None:
     assert found(failed, "importance weights").verdict is Verdict.FAILED
     assert found(failed, "effective draws").verdict is Verdict.FAILED
     assert failed.verdict is Verdict.FAILED
+    taken = honest()["sample_stats"]["lp"].size
+    for worth, verdict in ((taken, Verdict.PASSED), (taken - 1.0, Verdict.DOUBTFUL)):
+        bad.attrs = {**honest().attrs, "min_ess": worth}
+        weights = found(check_posterior(model(), bad), "importance weights")
+        assert weights.verdict is verdict
+    assert f"worth {taken - 1} independent draws where {taken} are taken" in weights.text
 
 
 @pytest.mark.parametrize(

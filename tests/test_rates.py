@@ -250,6 +250,17 @@ def test_the_verdict_compares_the_interval_with_the_exponent() -> None:
         assert verdict(Slope((low + high) / 2, low, high, 24, 24), HALF) == expected
 
 
+def test_what_is_flat_is_consistent_with_a_constant() -> None:
+    for low, high, expected in (
+        (-0.02, -0.01, "consistent"),
+        (0.01, 0.02, "consistent"),
+        (-0.5, -0.05, "consistent"),
+        (-0.5, -0.11, "faster"),
+        (0.11, 0.5, "slower"),
+    ):
+        assert verdict(Slope((low + high) / 2, low, high, 24, 24), NO_RATE) == expected
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

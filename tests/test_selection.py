@@ -551,7 +551,7 @@ def test_chains_of_constant_weights_agree(analysis: Any) -> None:
     summary = posterior_summary(analysis.posterior, CONSTANT.gate)
     assert list(summary.index) == [*names, "log_likelihood"]
     laplace = bm.sample_laplace(CONSTANT, *analysis.table, key=4, start=analysis.map)
-    assert laplace.attrs["status"] == "converged"
+    assert laplace.attrs["status"] == "unreliable", "of 28 rows there are other modes, and tails"
     one, other = (t["sample_stats"]["log_likelihood"] for t in (laplace, analysis.posterior))
     assert float(one.mean()) == pytest.approx(float(other.mean()), abs=0.3 * float(other.std()))
     # the share of the first line in the posterior is about its maximum's

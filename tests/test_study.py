@@ -259,8 +259,8 @@ def test_where_the_density_jumps_nuts_draws_at_once(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(
     ("pareto_k", "size", "sampler"),
-    [(0.7, 1000.0, "laplace"), (0.71, 4000.0, "nuts"), (0.1, 999.0, "nuts"),
-     (np.nan, 4000.0, "nuts")],
+    [(0.7, 2000.0, "laplace"), (0.71, 8000.0, "nuts"), (0.1, 1999.0, "nuts"),
+     (np.nan, 8000.0, "nuts")],
 )  # fmt: skip
 def test_an_approximation_is_kept_by_its_pareto_k_and_the_draws_it_is_worth(
     monkeypatch: pytest.MonkeyPatch, pareto_k: float, size: float, sampler: str
@@ -270,7 +270,7 @@ def test_an_approximation_is_kept_by_its_pareto_k_and_the_draws_it_is_worth(
     tried = Resampled(**shared, pareto_k=pareto_k, effective_size=size)
     monkeypatch.setattr(sampling, "resample_laplace", lambda *_, **__: tried)
     monkeypatch.setattr(sampling, "sample_chains", lambda *_, **__: drawn)
-    plan, x = make_plan(sampler="laplace_or_nuts"), jnp.arange(9.0)  # two chains of 500 draws
+    plan, x = make_plan(sampler="laplace_or_nuts"), jnp.arange(9.0)  # four chains of 500 draws
     sample = sampling.draw_posterior(
         plan, bm.moe("softmax", 2), x, x, key=jax.random.key(0), start=None
     )

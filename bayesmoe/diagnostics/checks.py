@@ -199,7 +199,12 @@ def _energy(tree: DataTree) -> Check:
 def _weights(tree: DataTree) -> Check:
     k = float(tree.attrs["pareto_k"])
     text = f"Pareto k of the importance weights is {k:.2f} (good to {PARETO_K.good})"
-    return _check("importance weights", PARETO_K, k, text)
+    check = _check("importance weights", PARETO_K, k, text)
+    worth, taken = float(tree.attrs["min_ess"]), tree["sample_stats"]["lp"].size
+    if check.verdict is not Verdict.PASSED or worth >= taken:
+        return check
+    text += f", but the proposals are worth {worth:.0f} independent draws where {taken} are taken"
+    return check._replace(verdict=Verdict.DOUBTFUL, text=text)
 
 
 def _modes(tree: DataTree) -> Check:

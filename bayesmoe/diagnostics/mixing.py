@@ -79,8 +79,15 @@ def mixing(draws: Draws) -> Mixing:
 
 
 def importance(draws: Resampled) -> PosteriorStatus:
-    """Judge a resampled approximation by its Pareto k and the draws it is worth."""
-    good = draws.pareto_k <= MAX_PARETO_K and draws.effective_size >= MIN_ESS
+    """Judge a resampled approximation by its Pareto k and the draws its proposals are worth.
+
+    These must be as many independent ones as are taken from them. Where the weights have heavy
+    tails, as with experts to spare or few rows, the estimate of Pareto k varies and falls below its
+    bound now and then, just when the proposals happen to miss what is far out; but they are worth
+    few draws all the same.
+    """
+    enough = max(MIN_ESS, draws.lp.size)
+    good = draws.pareto_k <= MAX_PARETO_K and draws.effective_size >= enough
     return PosteriorStatus.CONVERGED if good else PosteriorStatus.UNRELIABLE
 
 

@@ -134,8 +134,8 @@ def sample_laplace(
 
     Proposals come from Student-t laws at all modes that the MAP's starts lead to, and are resampled
     with Pareto-smoothed importance weights. The attribute ``pareto_k`` says whether to trust the
-    draws: above 0.7 (or if they are worth fewer than 100 independent ones, ``min_ess``) ``status``
-    is "unreliable", and `sample_posterior` is called for.
+    draws: above 0.7, or if the proposals are worth fewer independent draws (``min_ess``) than are
+    taken from them, ``status`` is "unreliable", and `sample_posterior` is called for.
 
     Parameters
     ----------

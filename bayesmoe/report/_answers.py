@@ -12,9 +12,7 @@ import xarray as xr
 from bayesmoe.report import _study
 from bayesmoe.report.style import ESTIMATOR_LABELS, estimate, number, size_text
 from bayesmoe.study.early_em import measure_gaps
-
-#: slopes between -NEGLIGIBLE and NEGLIGIBLE count as flat
-NEGLIGIBLE = 0.1
+from bayesmoe.theory.rates import NEGLIGIBLE
 
 _VERBS = ("falls", "stays flat", "grows", "unclear", "no interval", "no slope")
 

@@ -15,11 +15,12 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from bayesmoe.report import _study, _tables
-from bayesmoe.report._answers import NEGLIGIBLE, headline, slope_summary
+from bayesmoe.report._answers import headline, slope_summary
 from bayesmoe.report._samplers import RULE, sampler_rows
 from bayesmoe.report.style import ESTIMATOR_LABELS, rate_exponent, style
 from bayesmoe.study.early_em import measure_gaps
 from bayesmoe.study.results import measure_samplers
+from bayesmoe.theory.rates import NEGLIGIBLE
 
 _CAPTIONS = {
     "contraction": "Voronoi loss of MLE and MAP and contraction radius of the posterior against "

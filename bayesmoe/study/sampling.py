@@ -70,9 +70,10 @@ def draw_posterior(
             model, x, y, key=key, start=start, n_chains=plan.chains, n_draws=plan.draws
         )
         pareto_k = resampled.pareto_k
-        if _trusted(resampled, plan.chains * plan.draws):
+        status = importance(resampled)
+        if status.converged:
             evidence = Evidence(LAPLACE, pareto_k, min_ess=resampled.effective_size)
-            return Sample(resampled, PosteriorStatus.CONVERGED, evidence)
+            return Sample(resampled, status, evidence)
     draws = sample_chains(
         model,
         x,
@@ -88,14 +89,3 @@ def draw_posterior(
     divergences = float(found.divergences)
     evidence = Evidence(NUTS, pareto_k, divergences, found.min_ess, found.max_rhat)
     return Sample(draws, found.status, evidence)
-
-
-def _trusted(resampled: Resampled, n_draws: int) -> bool:
-    """Whether resampled draws stand for the posterior, with no one to look at them.
-
-    The proposals must also be worth as many independent draws as are taken from them. Where the
-    weights have heavy tails, as with experts to spare, the estimate of Pareto k varies and falls
-    below its bound now and then, just when the proposals happen to miss what is far out; but they
-    are then worth few draws all the same.
-    """
-    return importance(resampled).converged and resampled.effective_size >= n_draws

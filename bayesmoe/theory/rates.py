@@ -24,6 +24,9 @@ from bayesmoe.core.validate import as_key, check_whole
 #: used replicates that every sample size needs for an interval: fewer say too little about spread
 MIN_REPLICATES = 3
 
+#: slopes between -NEGLIGIBLE and NEGLIGIBLE count as flat
+NEGLIGIBLE = 0.1
+
 _ROUNDING = 1e-12  # of slopes: data that follow a power law exactly agree with it
 
 
@@ -148,12 +151,15 @@ def verdict(slope: Slope, expected: Rate) -> str:
     -------
     "consistent" if the interval contains the expected exponent, "faster" if it lies below,
     "slower" if it lies above, "unknown" if there is no interval or no expected exponent (NaN).
+    Where none but the constant is expected, whatever is flat (`NEGLIGIBLE`) is consistent: on a ray
+    the prior or the starts decide, and their influence may change a little with n.
     """
     if np.isnan([slope.low, slope.high, expected.exponent]).any():
         return "unknown"
-    if slope.high < expected.exponent - _ROUNDING:
+    margin = _ROUNDING if expected.exponent else NEGLIGIBLE
+    if slope.high < expected.exponent - margin:
         return "faster"
-    if slope.low > expected.exponent + _ROUNDING:
+    if slope.low > expected.exponent + margin:
         return "slower"
     return "consistent"
 
