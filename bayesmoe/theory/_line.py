@@ -100,21 +100,20 @@ def _with_temperatures(c: Comparison, rows: Rows, exponents: np.ndarray) -> Rows
     weights = c.weights
     if c.n_counted == c.n_true and len(set(c.exponents[1:, 1])) == 1:
         weights, exponents = np.sum(weights, axis=0, keepdims=True), exponents[:1]
-    temperatures = _scale_rows(rows, c.temperatures, weights)
-    temperatures = temperatures._replace(
-        offset=temperatures.offset - c.true_temperature, exponents=exponents, low=-temperatures.high
-    )
-    positive = _scale_rows(rows, 1.0, np.zeros_like(weights[:1]))
+    offset = np.full_like(weights, -c.true_temperature)
+    temperatures = _scale_rows(rows, c.temperatures, weights, low=-np.inf)
+    temperatures = temperatures._replace(offset=offset, exponents=exponents)
+    positive = _scale_rows(rows, 1.0, np.zeros_like(weights[:1]), low=0.0)
     parts = zip(rows, temperatures, positive, strict=True)
     return Rows(*(np.concatenate(part) for part in parts))
 
 
-def _scale_rows(like: Rows, factor: np.ndarray | float, weights: np.ndarray) -> Rows:
-    """Rows of residuals ``factor`` times s, which must not be negative."""
+def _scale_rows(like: Rows, factor: np.ndarray | float, weights: np.ndarray, *, low: float) -> Rows:
+    """Rows of residuals ``factor`` times s, which must not be below ``low``."""
     basis = np.zeros((len(weights), *like.basis.shape[1:]))
     basis[:, 0] = factor
     zeros, ones = np.zeros_like(weights), np.ones_like(weights)
-    return Rows(basis, zeros, ones, weights, zeros, np.inf * ones)
+    return Rows(basis, zeros, ones, weights, zeros + low, np.inf * ones)
 
 
 def _intervals(c: Comparison, cell: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
