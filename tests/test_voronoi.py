@@ -276,13 +276,13 @@ def pair(case: GateCase, d: int = 1, **changes: Any) -> tuple[bm.MixingMeasure, 
     return bm.MixingMeasure(**fitted), make_truth(case, true)
 
 
-@pytest.mark.parametrize("k", [2, 3])
-def test_one_true_atom_bounds_no_translation(k: int) -> None:
-    """All atoms share its cell wherever they are translated to."""
-    case = CASE["softmax"]
+@pytest.mark.parametrize(("label", "k"), [("softmax", 2), ("softmax", 3), ("dense_to_sparse", 2)])
+def test_one_true_atom_bounds_no_translation(label: str, k: int) -> None:
+    """All atoms share its cell wherever they are moved to; true slopes have no spread."""
+    case = CASE[label]
     measure, truth = random_pair(case, k, 1, 1, far=False)
-    loss = float(voronoi_loss(measure, truth))
-    assert loss == pytest.approx(brute_force(case, measure, truth, "intercept", False), rel=1e-6)
+    loss = float(voronoi_loss(measure, truth, case.ray))
+    assert loss == pytest.approx(brute_force(case, measure, truth, "intercept", case.ray), rel=1e-6)
 
 
 def far_off(case: GateCase, k: int, n_true: int, size: int) -> tuple[bm.MixingMeasure, Truth]:
