@@ -16,6 +16,8 @@ from conftest import CASE
 from oracles import Floats, Oracle
 
 import bayesmoe as bm
+from bayesmoe.core.likelihood import CHUNK
+from bayesmoe.inference import problem
 from bayesmoe.inference.outcome import Status
 from bayesmoe.inference.point import Fit, fit_map, fit_mle
 from bayesmoe.inference.starts import near_truth
@@ -278,3 +280,47 @@ def aligned(label: str, measure: bm.MixingMeasure) -> Floats:
     return identifiable(
         label, swapped.replace(gate_slope=gate_slope, gate_intercept=gate_intercept)
     )
+
+
+# --- many observations, of which a sample serves to begin with ---
+
+
+@pytest.fixture
+def few_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(problem, "MANY", 1000)
+    monkeypatch.setattr(problem, "SAMPLE", CHUNK)
+
+
+@pytest.mark.parametrize("label", GATES)
+def test_a_sample_leads_to_the_same_maximum(label: str, request: pytest.FixtureRequest) -> None:
+    x, y = sample("lambda", label, 3000)
+    expected = fit_mle(model(label, 2), x, y, key=1, n_starts=6)
+    request.getfixturevalue("few_are_many")
+    found = fit_mle(model(label, 2), x, y, key=1, n_starts=6)
+    np.testing.assert_allclose(found.log_likelihood, expected.log_likelihood, rtol=1e-12)
+    for i, status in enumerate(found.starts.status):  # whatever it says holds for all observations
+        measure = found.starts.measures[i]
+        oracle = oracle_of(label, measure)
+        log_likelihood = np.sum(oracle.log_likelihood(oracle.theta(measure), x, y))
+        np.testing.assert_allclose(found.starts.objective[i], log_likelihood, rtol=1e-10)
+        assert status.converged == (found.starts.gradient_norm[i] <= 1e-8)
+    if label == "dense_to_sparse":  # starts keep their place on the ray
+        assert len(np.unique(np.round(found.starts.measures.temperature, 3))) == 6
+
+
+def test_starts_that_are_given_climb_on_all_observations(few_are_many: None) -> None:
+    x, y = sample("lambda", "softmax", 3000)
+    best = fit_mle(model("softmax", 2), x, y, key=1, n_starts=6)
+    again = fit_mle(model("softmax", 2), x, y, starts=best.measure, n_starts=2)
+    assert again.starts.n_iterations[0] <= 3 < min(again.starts.n_iterations[1:])
+
+
+def test_a_sample_that_is_separated_leads_nowhere(few_are_many: None) -> None:
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.uniform(0, 0.4, 1500), rng.uniform(0.6, 1, 1498), [0.45, 0.55]])
+    first = np.repeat([True, False, False, True], [1500, 1498, 1, 1])  # the last two are alone
+    y = np.where(first, 1 + 2 * x, 8 - 3 * x) + 0.1 * rng.standard_normal(3000)
+    fit = fit_mle(model("softmax", 2), x, y, key=2)
+    assert all(status is Status.CONVERGED for status in fit.starts.status)
+    assert np.ptp(fit.starts.objective) < 1e-8
+    assert min(fit.starts.n_iterations) > 25  # from where it began, after it had run away

@@ -111,6 +111,7 @@ def maximise(
     evaluate: Callable[[Array], Evaluation],
     start: Array,
     lower: Array,
+    wanted: Array | bool = True,
 ) -> Optimum:
     """Maximise a function from one start.
 
@@ -121,11 +122,15 @@ def maximise(
         NaN marks a point as outside the domain.
     start, lower
         The first iterate and the lower bounds (-inf for none), shape ``(p,)``.
+    wanted
+        If false nothing is evaluated, and the start is returned with an unknown value.
     """
-    return summarise(run(evaluate, start, lower), lower)
+    return summarise(run(evaluate, start, lower, wanted), lower)
 
 
-def run(evaluate: Callable[[Array], Evaluation], start: Array, lower: Array) -> State:
+def run(
+    evaluate: Callable[[Array], Evaluation], start: Array, lower: Array, wanted: Array | bool = True
+) -> State:
     """The last state of `maximise`."""
 
     def negative(point: Array) -> Evaluation:
@@ -138,7 +143,7 @@ def run(evaluate: Callable[[Array], Evaluation], start: Array, lower: Array) -> 
     p = point.shape[0]
     # the start, too, is evaluated inside the loop: the evaluation is then compiled but once
     unknown = Evaluation(jnp.asarray(jnp.inf), jnp.zeros(p), jnp.eye(p))
-    first = begin(point, unknown)
+    first = begin(point, unknown)._replace(done=~jnp.asarray(wanted))
     return jax.lax.while_loop(keep_going, lambda state: iterate(negative, lower, state), first)
 
 

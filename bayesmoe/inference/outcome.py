@@ -52,7 +52,7 @@ class Starts:
     status
         S statuses.
     gradient_norm, least_curvature, n_iterations
-        Shape ``(S,)``.
+        Shape ``(S,)``; iterations on a sample of the observations are counted.
     measures
         The measures reached, a batch of S.
     """

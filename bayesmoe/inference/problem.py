@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from bayesmoe.core.likelihood import Data, Layout, make_data
+from bayesmoe.core.likelihood import CHUNK, Data, Layout, make_data
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE
 from bayesmoe.core.scaling import Scaling
@@ -21,11 +22,15 @@ from bayesmoe.core.validate import (
     check_observations,
     check_whole,
 )
-from bayesmoe.inference.starts import starting_points
+from bayesmoe.inference.starts import generator, starting_points
 
 #: variances are kept above this multiple of Var(y)
 VARIANCE_FLOOR = 1e-4
 N_STARTS = 12
+
+#: with more observations than this, starts approach their maximum on a sample of `SAMPLE` of them
+MANY = 2**17
+SAMPLE = 2**14
 
 
 class Problem(NamedTuple):
@@ -34,9 +39,10 @@ class Problem(NamedTuple):
     Attributes
     ----------
     layout, scaling, data
-        The coordinates, and the data that they are coordinates for.
+        The coordinates, and the data that they are coordinates for; more than `MANY` observations
+        are in random order.
     starts
-        Starting points, shape ``(S, p)``.
+        Starting points, shape ``(S, p)``: those given, then ``n_agnostic`` others.
     lower
         Lower bounds of the coordinates (-inf for none), shape ``(p,)``.
     """
@@ -46,6 +52,15 @@ class Problem(NamedTuple):
     data: Data
     starts: Array
     lower: Array
+    n_agnostic: int
+
+    @property
+    def sample(self) -> Data | None:
+        """`SAMPLE` of the observations if there are `MANY`, in a storage of the same shape."""
+        if int(self.data.n_observations) <= MANY:
+            return None
+        counts = jnp.asarray(SAMPLE), jnp.asarray(SAMPLE // CHUNK)
+        return self.data._replace(n_observations=counts[0], n_chunks=counts[1])
 
     @property
     def log_unit(self) -> float:
@@ -84,5 +99,8 @@ def prepare(
     scaling = Scaling.from_data(model.gate, covariates, response)
     begin = starting_points(as_key(key), layout, scaling, covariates, response, n_starts, starts)
     lower = jnp.full(layout.size, -jnp.inf).at[-model.n_experts :].set(np.log(variance_floor))
+    if len(response) > MANY:
+        order = generator(jax.random.fold_in(as_key(key), 1)).permutation(len(response))
+        covariates, response = np.asarray(covariates)[order], np.asarray(response)[order]
     data = make_data(covariates, response, scaling, layout.selection)
-    return Problem(layout, scaling, data, begin, lower)
+    return Problem(layout, scaling, data, begin, lower, n_starts)
