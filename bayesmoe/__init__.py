@@ -20,6 +20,7 @@ from bayesmoe.diagnostics.determination import determination
 from bayesmoe.diagnostics.posterior import sample_laplace, sample_posterior
 from bayesmoe.diagnostics.prediction import Predictive
 from bayesmoe.diagnostics.predictive import sample_predictive
+from bayesmoe.diagnostics.stored_comparison import StoredComparison, load_comparison
 from bayesmoe.diagnostics.stored_fit import StoredFit, load_fit
 from bayesmoe.inference.annealing import Annealing, anneal
 from bayesmoe.inference.em import EMFit, fit_em
@@ -51,6 +52,7 @@ __all__ = [
     "Scenario",
     "StandardErrors",
     "Status",
+    "StoredComparison",
     "StoredFit",
     "align",
     "anneal",
@@ -69,6 +71,7 @@ __all__ = [
     "fit_mle",
     "identify",
     "independence",
+    "load_comparison",
     "load_fit",
     "moe",
     "sample_laplace",

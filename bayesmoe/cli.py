@@ -16,11 +16,12 @@ from bayesmoe.cli_common import Out, read_data, user_errors
 from bayesmoe.cli_gallery import gallery
 from bayesmoe.cli_study import study
 from bayesmoe.core.model import MoE
-from bayesmoe.core.selection import Selection, find_columns
 from bayesmoe.data.table import shipped_data_sets
 from bayesmoe.diagnostics.analysis import analyse
 from bayesmoe.diagnostics.comparison import compare_models
-from bayesmoe.diagnostics.stored_fit import FitRequest, StoredFit
+from bayesmoe.diagnostics.requests import CompareRequest, FitRequest
+from bayesmoe.diagnostics.stored_comparison import StoredComparison
+from bayesmoe.diagnostics.stored_fit import StoredFit
 from bayesmoe.models import GATES, make_gate, moe
 from bayesmoe.report.files import (
     PAGE,
@@ -79,6 +80,10 @@ ExpertCovariates = Annotated[
         help="A covariate that the experts depend on; all by default, none for constant experts.",
     ),
 ]
+DropMissing = Annotated[
+    bool,
+    typer.Option("--drop-missing", help="Leave out rows that lack a value; else they are refused."),
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, help="Seeds starts and chains.")]
 GateName = Annotated[str, typer.Option("--gate", help=f"One of {', '.join(GATES)}.")]
 Experts = Annotated[int, typer.Option("--experts", help="The number of experts k.")]
@@ -104,6 +109,7 @@ def fit(
     expert_covariate: ExpertCovariates = None,
     formula: Formula = None,
     gate_formula: GateFormula = None,
+    drop_missing: DropMissing = False,
     activation: Activation = None,
     top_k: TopK = None,
     prior: Annotated[str, typer.Option(help="weak or compact.")] = "weak",
@@ -115,7 +121,14 @@ def fit(
     with user_errors():
         check_new(out)
         found = read_data(
-            data, response, covariate, gate_covariate, expert_covariate, formula, gate_formula
+            data,
+            response,
+            covariate,
+            gate_covariate,
+            expert_covariate,
+            formula,
+            gate_formula,
+            drop_missing,
         )
         request = FitRequest(
             data,
@@ -130,6 +143,7 @@ def fit(
             found.expert_covariates,
             formula,
             gate_formula,
+            found.n_dropped,
         )
         model = request.model(found.columns)
         analysis = analyse(model, found.table, key=seed, axis=found.axis)
@@ -153,6 +167,7 @@ def compare(
     expert_covariate: ExpertCovariates = None,
     formula: Formula = None,
     gate_formula: GateFormula = None,
+    drop_missing: DropMissing = False,
     activation: Activation = None,
     top_k: TopK = None,
     seed: Seed = 0,
@@ -162,31 +177,51 @@ def compare(
     with user_errors():
         check_new(out)
         found = read_data(
-            data, response, covariate, gate_covariate, expert_covariate, formula, gate_formula
+            data,
+            response,
+            covariate,
+            gate_covariate,
+            expert_covariate,
+            formula,
+            gate_formula,
+            drop_missing,
         )
-        selected = Selection(
-            find_columns("gate_covariates", found.gate_covariates, found.columns),
-            find_columns("expert_covariates", found.expert_covariates, found.columns),
+        request = CompareRequest(
+            data,
+            found.response,
+            tuple(covariate or ()),
+            tuple(part.strip() for part in gates.split(",")),
+            _whole_numbers(experts),
+            _given(activation=activation, top_k=top_k),
+            seed,
+            found.gate_covariates,
+            found.expert_covariates,
+            formula,
+            gate_formula,
+            found.n_dropped,
         )
-        models = _models(gates, experts, activation, top_k, selected)
         comparison = compare_models(
-            models, found.table, key=seed, observe=lambda text: typer.echo(text, err=True)
+            request.models(found.columns),
+            found.table,
+            key=seed,
+            observe=lambda text: typer.echo(text, err=True),
         )
-    write_comparison(out, comparison)
+    stored = StoredComparison(request, comparison)
+    write_comparison(out, stored)
     if as_json:
-        typer.echo(comparison_json(comparison, out))
+        typer.echo(comparison_json(stored, out))
         return
     print_comparison(comparison)
-    typer.echo(f"results: {out}")
+    typer.echo(f"report: {out / PAGE}")
 
 
 @app.command()
 def report(
     directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="The --out of a study or a fit.")
+        Path, typer.Argument(metavar="DIR", help="The --out of a study, a fit or a comparison.")
     ],
 ) -> None:
-    """Write the report of a study or a fit anew from what is stored."""
+    """Write the report of a study, a fit or a comparison anew from what is stored."""
     with user_errors():
         page = rewrite_report(directory)
     typer.echo(f"report: {page}")
@@ -218,40 +253,11 @@ def identify(
     print_identification(found, known)
 
 
-def _models(
-    gates: str,
-    experts: str,
-    activation: str | None,
-    top_k: int | None,
-    selected: Selection,
-) -> list[MoE]:
-    """Every gate with every number of experts; with one expert there is nothing to gate."""
-    names, numbers = ([part.strip() for part in text.split(",")] for text in (gates, experts))
-    if not all(number.isdecimal() for number in numbers):
-        raise ValueError(f"--experts must be whole numbers with commas between, got {experts!r}")
-    options = {
-        "activation_dense_to_sparse": _given(activation=activation),
-        "top_k_sparse": _given(top_k=top_k),
-    }
-    for gate, given in options.items():
-        if given and gate not in names:
-            option = next(iter(given)).replace("_", "-")
-            raise ValueError(f"--{option} is of the gate {gate}; add it to --gates")
-    for name in names:
-        make_gate(name, **options.get(name, {}))
-    return [
-        moe("softmax", 1, expert_covariates=selected.experts)
-        if k == 1
-        else moe(
-            name,
-            k,
-            gate_covariates=selected.gate,
-            expert_covariates=selected.experts,
-            **options.get(name, {}),
-        )
-        for name in names
-        for k in map(int, numbers)
-    ]
+def _whole_numbers(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise ValueError(f"--experts must be whole numbers with commas between, got {text!r}")
+    return tuple(map(int, parts))
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
+import pandas as pd
 import typer
 
-from bayesmoe.data.formula import read_design
-from bayesmoe.data.table import Axis, Table, read_table
-from bayesmoe.diagnostics.stored_fit import NO_COVARIATE
+from bayesmoe.data.formula import make_design
+from bayesmoe.data.table import Axis, Table, make_table, read_texts
+from bayesmoe.diagnostics.requests import NO_COVARIATE
 
 Out = Annotated[Path, typer.Option("--out", help="Directory for the results.")]
 
@@ -33,9 +34,13 @@ def say_error(error: object) -> None:
 
 
 class Data(NamedTuple):
-    """What is to be modelled: a table, and the columns of it that gate and experts depend on."""
+    """What is to be modelled: a table, and the columns of it that gate and experts depend on.
+
+    ``n_dropped`` rows of the file lack a value, and were left out; None if none may be.
+    """
 
     table: Table
+    n_dropped: int | None
     gate_covariates: tuple[str, ...] | None
     expert_covariates: tuple[str, ...] | None
     axis: Axis | None = None
@@ -59,13 +64,15 @@ def read_data(
     expert_covariates: list[str] | None,
     formula: str | None,
     gate_formula: str | None,
+    drop_missing: bool,
 ) -> Data:
     """Read what the options of ``fit`` and ``compare`` say, columns or formulas.
 
     Raises
     ------
     ValueError
-        If both are given, or neither, or as `read_table` and `read_design` do.
+        If both are given, or neither, or as `bayesmoe.data.table.read_table` and
+        `bayesmoe.data.formula.read_design` do.
     """
     by_column = {
         "--response": response,
@@ -82,20 +89,33 @@ def read_data(
             )
         if response is None:
             raise ValueError("what to model is missing; give --formula, or --response")
-        table = read_table(source, response, covariates or ())
+        texts = read_texts(source)
+        table = make_table(texts, source, response, covariates or (), drop_missing)
         columns = [str(name) for name in table.x.columns]
-        return Data(table, _names(gate_covariates, columns), _names(expert_covariates, columns))
+        gates, experts = (_names(given, columns) for given in (gate_covariates, expert_covariates))
+        return Data(table, _say_dropped(texts, table, drop_missing), gates, experts)
     if given:
         raise ValueError(
             f"--formula names response and covariates, and so does {given[0]}; give one of them"
         )
-    design = read_design(source, formula, gate_formula)
+    texts = read_texts(source)
+    design = make_design(texts, formula, gate_formula, drop_missing)
     names = [str(name) for name in design.x.columns]
-    gate, experts = (
+    gates, experts = (
         None if numbers is None else tuple(names[number] for number in numbers)
         for numbers in (design.gate_covariates, design.expert_covariates)
     )
-    return Data(design.table, gate, experts, design.axis())
+    n_dropped = _say_dropped(texts, design.table, drop_missing)
+    return Data(design.table, n_dropped, gates, experts, design.axis())
+
+
+def _say_dropped(texts: pd.DataFrame, table: Table, drop_missing: bool) -> int | None:
+    """How many rows were left out, which is told on stderr."""
+    if not drop_missing:
+        return None
+    n_dropped = len(texts) - len(table.y)
+    typer.echo(f"{n_dropped} of {len(texts)} rows lack a value and are left out", err=True)
+    return n_dropped
 
 
 def _names(given: list[str] | None, columns: list[str]) -> tuple[str, ...] | None:

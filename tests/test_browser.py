@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fabricated_fit import hostile
+from fabricated_fit import HOSTILE, hostile, make_comparison
 from selenium.webdriver import Chrome, ChromeOptions
 from selenium.webdriver.chrome.service import Service
 from test_report import make_plan, make_study
 
+from bayesmoe.report.compare_figure import compare_figure
+from bayesmoe.report.compare_html import render_comparison
 from bayesmoe.report.figures import study_figures
-from bayesmoe.report.fit_figure import fit_figure
+from bayesmoe.report.fit_figures import fit_figures
 from bayesmoe.report.fit_html import render_fit
 from bayesmoe.report.gallery import Picture, render_gallery
 from bayesmoe.report.html import render_study
-from bayesmoe.report.optima_figure import optima_figure
-from bayesmoe.report.pit_figure import pit_figure
 
 WIDTHS = {"phone": 390, "desktop": 1280}
-PAGES = ("study", "fit", "gallery")
+PAGES = ("study", "fit", "comparison", "gallery")
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +62,11 @@ def addresses(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         )
         for name, figure in drawn.items()
     ]
-    stored = hostile()
+    stored, compared = hostile(), make_comparison(names=("u", HOSTILE))
     pages = {
         "study": render_study(study.results, study.slopes, study.counts, drawn),
-        "fit": render_fit(
-            stored,
-            fit_figure(stored.analysis),
-            pit_figure(stored.analysis),
-            optima_figure(stored.analysis.mle),
-        ),
+        "fit": render_fit(stored, fit_figures(stored.analysis)),
+        "comparison": render_comparison(compared, compare_figure(compared.comparison)),
         "gallery": render_gallery(shown),
     }
     return {name: _written(directory / f"{name}.html", page) for name, page in pages.items()}
@@ -138,7 +134,7 @@ def test_pages_fit_the_width_and_load_nothing(show: Show, page: str, width: str)
     )
     assert needed == room
     pictures = driver.execute_script("return [...document.images].map((i) => i.naturalWidth)")
-    assert len(pictures) >= 2
+    assert len(pictures) >= (1 if page == "comparison" else 2)
     assert min(pictures) > 0
     loaded = driver.execute_script(
         "return performance.getEntriesByType('resource').map(e => e.name)"
@@ -167,7 +163,12 @@ return after"""
 
 @pytest.mark.parametrize(
     ("page", "width", "without"),
-    [("study", "desktop", [0, 0, 2]), ("fit", "desktop", [0, 1, 0]), ("fit", "phone", [0, 1, 0])],
+    [
+        ("study", "desktop", [0, 0, 2]),
+        ("fit", "desktop", [0, 1, 0, 0]),
+        ("fit", "phone", [0, 1, 0, 0]),
+        ("comparison", "desktop", [0, 1]),
+    ],
 )
 def test_tables_sort_both_ways(show: Show, page: str, width: str, without: list[int]) -> None:
     """``without``: how many columns of each table have no order."""

@@ -258,7 +258,7 @@ def test_rows_that_decide_alone_are_named() -> None:
     check = found(check_posterior(model(), tree), "influential rows")
     assert check.verdict is Verdict.FAILED
     assert check.value == pytest.approx(1 / 40)
-    assert "the first 7:" in check.text
+    assert "the first is row 8, counted from 1:" in check.text
 
 
 @pytest.mark.slow

@@ -118,6 +118,19 @@ def test_bad_data_are_refused(tmp_path: Path, rows: str, words: str) -> None:
     assert len(said.splitlines()) == 1
 
 
+def test_rows_left_out_are_counted_on_stderr(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text("x,y\n1,2\n2,\n,4\n3,1\n")
+    arguments = [*fit_arguments(str(path)), "--drop-missing", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines() == [
+        "2 of 4 rows lack a value and are left out",
+        "error: " + result.stderr.splitlines()[1].removeprefix("error: "),
+    ]
+    assert "2 rows cannot determine 8 parameters" in result.stderr
+
+
 def test_a_fit_does_not_overwrite(table: str, tmp_path: Path) -> None:
     said = refused([*fit_arguments(table), "--out", str(tmp_path)], tmp_path)
     assert "is not an empty directory; choose another --out" in said
@@ -399,8 +412,10 @@ def test_a_fit_of_real_data_leaves_all_that_it_promises(tmp_path: Path) -> None:
     assert printed.endswith(f"report: {out / 'report.html'}\n")
     assert {path.name for path in out.iterdir()} == {
         "estimates.csv", "starts.csv", "posterior_summary.csv", "checks.csv", "posterior.nc",
-        "fits.nc", "fit.png", "fit.svg", "calibration.png", "calibration.svg", "optima.png",
-        "optima.svg", "report.html",
+        "fits.nc", "report.html", *(
+            f"{name}.{kind}" for kind in ("png", "svg")
+            for name in ("fit", "calibration", "residuals", "influence", "optima")
+        ),
     }  # fmt: skip
     estimates = pd.read_csv(out / "estimates.csv", index_col="parameter")
     checks = pd.read_csv(out / "checks.csv", index_col="check")

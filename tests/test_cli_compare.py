@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+import bayesmoe as bm
 from bayesmoe.cli import app
 
 
@@ -48,8 +49,14 @@ def test_real_data_leave_all_that_is_promised(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "one expert (model 1 of 2)" in result.stderr
     assert {path.name for path in out.iterdir()} == {
-        "comparison.csv", "comparison.png", "comparison.svg", "recommendation.txt",
+        "comparison.csv", "comparison.png", "comparison.svg", "models.nc", "recommendation.txt",
+        "report.html",
     }  # fmt: skip
+    assert f"report: {out / 'report.html'}" in result.stdout
+    opened = bm.load_comparison(out)
+    assert opened.comparison.to_frame()["recommended"]["one expert"]
+    again = CliRunner().invoke(app, ["report", str(out)])
+    assert again.stdout == f"report: {out / 'report.html'}\n"
     assert [path.name for path in out.parent.iterdir()] == ["out"]
     text = (out / "recommendation.txt").read_text()
     assert text.startswith("Recommended: one expert")
@@ -74,6 +81,8 @@ def test_one_json_object_is_all_that_is_printed(tmp_path: Path) -> None:
     assert "(model 1 of 1)" in result.stderr
     found = json.loads(result.stdout, parse_constant=refuse)
     assert found["recommended"] == "one expert"
+    assert found["request"]["experts"] == [1]
+    assert found["data"]["rows"] == 28
     assert found["text"] == (out / "recommendation.txt").read_text().strip()
     (row,) = found["models"]
     table = pd.read_csv(out / "comparison.csv")

@@ -6,14 +6,19 @@ import re
 import shlex
 from html.parser import HTMLParser
 
+import arviz_stats
 import numpy as np
+import pandas as pd
 import pytest
 from fabricated_fit import (
     CENTRE,
     HOSTILE,
+    PLANE,
+    N,
     fitted,
     hostile,
     make_analysis,
+    make_plane,
     make_request,
     passed,
     point,
@@ -22,16 +27,16 @@ from fabricated_fit import (
 from matplotlib.figure import Figure
 
 import bayesmoe as bm
+from bayesmoe.data.table import Axis
 from bayesmoe.diagnostics.analysis import Analysis, mle_errors
 from bayesmoe.diagnostics.checks import Check, Checks, Verdict
 from bayesmoe.diagnostics.stored_fit import StoredFit
 from bayesmoe.inference.outcome import Status
 from bayesmoe.inference.point import Fit
+from bayesmoe.report._dependence import table_sweeps
 from bayesmoe.report._findings import _CHECKS, Finding, find_optima, find_troubles
-from bayesmoe.report.fit_figure import fit_figure
-from bayesmoe.report.fit_html import render_fit
-from bayesmoe.report.optima_figure import optima_figure
-from bayesmoe.report.pit_figure import pit_figure
+from bayesmoe.report.fit_figures import fit_figures
+from bayesmoe.report.fit_html import estimate_rows, render_fit, sensitivity_rows
 
 
 @pytest.fixture(scope="module")
@@ -41,18 +46,18 @@ def stored() -> StoredFit:
 
 @pytest.fixture(scope="module")
 def sound() -> Analysis:
-    """An analysis without trouble, whose MLE is a true maximum: not to be changed in place."""
-    return make_analysis(fitted())
+    """An analysis without trouble, whose MLE is a true maximum: not to be changed in place.
+
+    It lacks the prior's density, so that pages of it take no time for its influence.
+    """
+    found = make_analysis(fitted())
+    del found.posterior["log_prior"]
+    return found
 
 
 @pytest.fixture(scope="module")
 def hostile_page(stored: StoredFit) -> str:
-    return render_fit(
-        stored,
-        fit_figure(stored.analysis),
-        pit_figure(stored.analysis),
-        optima_figure(stored.analysis.mle),
-    )
+    return render_fit(stored, fit_figures(stored.analysis))
 
 
 def with_mle(analysis: Analysis, mle: Fit) -> Analysis:
@@ -87,7 +92,7 @@ def test_what_comes_from_the_user_is_shown_and_not_run(
     page = hostile_page
     seen = Seen(page)
     assert seen.tags.count("script") == 1, "the page's own"
-    assert seen.tags.count("img") == 3, "the figures"
+    assert seen.tags.count("img") == 5, "the figures"
     assert "<script>alert" not in page
     assert f"slope[0, {HOSTILE}]" in seen.text
     assert "{{ 7 * 7 }}<img src=x onerror=alert(2)>" in seen.text
@@ -100,7 +105,7 @@ def test_what_comes_from_the_user_is_shown_and_not_run(
 
 def test_the_page_needs_nothing_else(hostile_page: str) -> None:
     seen = Seen(hostile_page)
-    assert len(seen.references) == 3, "the figures"
+    assert len(seen.references) == 5, "the figures"
     assert all(reference.startswith("data:image/svg+xml;base64,") for reference in seen.references)
 
 
@@ -123,7 +128,7 @@ def test_tables_sort_by_the_numbers_that_they_show(sound: Analysis) -> None:
     fit = point(heights, [Status.CONVERGED] * 4, map_=True)
     checks = passed(energy=(Verdict.FAILED, 0.1, "poor"), modes=(Verdict.DOUBTFUL, 0.1, "two"))
     analysis = sound._replace(map=fit, checks=checks)
-    page = render_fit(StoredFit(make_request(), analysis), Figure(), Figure(), Figure())
+    page = render_fit(StoredFit(make_request(), analysis), {})
     estimates, verdicts, starts = re.findall(r"<table data-sortable>.*?</table>", page, re.DOTALL)
     cell = re.compile(r'<td[^>]* data-value="([^"]*)">([^<]*)</td>')
     found = cell.findall(estimates)
@@ -157,7 +162,7 @@ def test_a_separated_mle_has_no_errors_and_says_why(sound: Analysis) -> None:
     mle = point([-5.0, -5.0], [Status.SEPARATED] * 2, map_=False)
     analysis = with_mle(sound, mle)
     assert mle_errors(analysis).isna().all()
-    page = Seen(render_fit(StoredFit(make_request(), analysis), Figure(), Figure(), Figure())).text
+    page = Seen(render_fit(StoredFit(make_request(), analysis), {})).text
     assert "The MLE has no standard errors (separated: no finite maximum)" in page
     assert "MLE did not converge: a gate parameter runs away" in page
     assert "2 of 2 starts reached this height; no other optima within 1 unit" in page
@@ -175,10 +180,84 @@ def test_a_separated_mle_has_no_errors_and_says_why(sound: Analysis) -> None:
 )
 def test_the_verdict_comes_first(sound: Analysis, verdict: Verdict, words: str) -> None:
     analysis = sound._replace(checks=passed(energy=(verdict, 0.1, "poor")))
-    page = Seen(render_fit(StoredFit(make_request(), analysis), Figure(), Figure(), Figure())).text
+    page = Seen(render_fit(StoredFit(make_request(), analysis), {})).text
     assert words in page
     assert ("No trouble was found." in page) == (verdict is Verdict.PASSED)
     assert page.index(words) < page.index("Estimates")
+
+
+def test_the_influence_of_the_prior_is_told_by_parameter(
+    sound: Analysis, stored: StoredFit, hostile_page: str
+) -> None:
+    missing = Seen(render_fit(StoredFit(make_request(), sound), {})).text
+    assert "Not checked: the posterior was stored without its prior density" in missing
+    rows = sensitivity_rows(stored.analysis)
+    assert [row["name"] for row in rows] == [row["name"] for row in estimate_rows(stored.analysis)]
+    tree = stored.analysis.posterior.copy()  # of whose groups ArviZ takes all
+    table = arviz_stats.psense_summary(tree, var_names=["intercept"], round_to=6)
+    found = {row["name"]: [number.value for number in row["numbers"]] for row in rows}
+    for name in ("intercept[0]", "intercept[1]"):
+        np.testing.assert_allclose(found[name], table.loc[name, ["prior", "likelihood"]].tolist())
+    section = hostile_page[hostile_page.index('<h2 id="sensitivity">') :].split("</section>")[0]
+    shown = Seen(section).text
+    assert all(row["name"] in shown and row["text"] in shown for row in rows)
+
+
+def test_diagnoses_are_put_in_words_and_sort_by_gravity(
+    stored: StoredFit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The three that ArviZ has, by its threshold of 0.05."""
+    diagnoses = {
+        "a": (0.01, 0.3, "✓"),
+        "b": (0.1, 0.3, "potential prior-data conflict"),
+        "c": (0.1, 0.01, "potential strong prior / weak likelihood"),
+    }
+    columns = ["prior", "likelihood", "diagnosis"]
+    table = pd.DataFrame.from_dict(diagnoses, orient="index", columns=columns)
+    monkeypatch.setattr("bayesmoe.report.fit_html.power_scaling", lambda *_: table)
+    rows = sensitivity_rows(stored.analysis)
+    assert [(row["order"], row["text"]) for row in rows] == [
+        (0, "the prior hardly moves it"),
+        (1, "prior and data both move it: they may disagree"),
+        (2, "the prior moves it, the data hardly do"),
+    ]
+
+
+def test_two_covariates_have_figures_of_their_own() -> None:
+    mle = point([-5.0], [Status.SEPARATED], PLANE, map_=False)
+    analysis = make_plane()._replace(mle=mle)
+    del analysis.posterior["log_prior"]
+    request = make_request()._replace(covariates=("u", "v"), response="y")
+    figures = dict.fromkeys(("fit", "dependence", "pairs", "residuals", "influence"), Figure())
+    page = Seen(render_fit(StoredFit(request, analysis), figures)).text
+    assert "averages over all 60 rows and all 100 draws" in page
+    assert "left out" not in page.split("Pairs of covariates")[1].split("Checks")[0]
+
+
+def test_a_formula_of_several_columns_says_what_is_missing(sound: Analysis) -> None:
+    axis = Axis("u", np.zeros(N), np.zeros(2), np.zeros((2, 1)), {"w": 0.5})
+    request = make_request()._replace(formula="v ~ u * w")
+    stored = StoredFit(request, sound._replace(axis=axis))
+    pairs, along = "Pairs are drawn of columns only", "There is no figure along each column"
+    page = Seen(render_fit(stored, {})).text
+    assert pairs in page
+    assert along in page
+    drawn = Seen(render_fit(stored, {"dependence": Figure()})).text
+    assert pairs in drawn
+    assert along not in drawn
+    alone = stored._replace(analysis=sound._replace(axis=axis._replace(held={})))
+    assert pairs not in Seen(render_fit(alone, {})).text
+
+
+def test_levels_alone_are_drawn_level_by_level(sound: Analysis) -> None:
+    """The first figure has no column of numbers to run along then."""
+    sweeps = table_sweeps(sound.table.x)
+    assert "dependence" not in fit_figures(sound)
+    found = fit_figures(sound, "v ~ C(u)", sweeps)
+    assert "dependence" in found
+    assert "pairs" not in found
+    axis = Axis("u", np.zeros(N), np.array([0.0, 1.0]), np.array([[0.0], [1.0]]), {})
+    assert "dependence" not in fit_figures(sound._replace(axis=axis), "v ~ u", sweeps)
 
 
 # --- troubles

@@ -26,12 +26,14 @@ from bayesmoe.cli import app
 from bayesmoe.data.formula import FormulaError, read_design
 from bayesmoe.data.table import Axis, Table, read_table
 from bayesmoe.diagnostics.analysis import Analysis
-from bayesmoe.diagnostics.stored_fit import FitRequest, load_fit, save_fit
+from bayesmoe.diagnostics.requests import FitRequest
+from bayesmoe.diagnostics.stored_fit import load_fit, save_fit
 from bayesmoe.inference.outcome import Status
 from bayesmoe.regression import MoERegressor
 from bayesmoe.report._curves import posterior_curves
+from bayesmoe.report._panels import posterior_draws
 from bayesmoe.report.files import rewrite_report, write_analysis
-from bayesmoe.report.fit_figure import _draws, fit_figure
+from bayesmoe.report.fit_figure import fit_figure
 from bayesmoe.report.terminal import print_analysis
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -440,6 +442,19 @@ def test_bad_files_are_refused(tmp_path: Path, text: str, formula: str, message:
         read_design(write(tmp_path, text), formula)
 
 
+def test_rows_that_lack_a_value_are_left_out_if_asked_for(tmp_path: Path) -> None:
+    path = write(
+        tmp_path, "y,dose,group,other\n1,2,red,\n2,,blue,1\n3,4,,1\n5,6,blue,1\n,1,red,1\n"
+    )
+    made = read_design(path, "y ~ dose + group", drop_missing=True)
+    np.testing.assert_array_equal(made.y, [1, 5])
+    np.testing.assert_array_equal(made.x["dose"], [2, 6])
+    np.testing.assert_array_equal(made.x["group[T.red]"], [1, 0])
+    path = write(tmp_path, "y,dose\n1,2\n2,\n3,inf\n")
+    with pytest.raises(ValueError, match=r"'dose' has 1 values .* infinite, the first in row 3"):
+        read_design(path, "y ~ dose", drop_missing=True)
+
+
 # --- the axis of the figure
 
 
@@ -484,7 +499,7 @@ def test_the_figure_is_drawn_along_that_column() -> None:
     figure = fit_figure(analysis, request.formulas)
     upper, lower = figure.axes
     assert (upper.get_ylabel(), lower.get_xlabel()) == ("log(v)", "raw")
-    curves = posterior_curves(analysis.model.gate, _draws(analysis), jnp.asarray(axis.at))
+    curves = posterior_curves(analysis.model.gate, posterior_draws(analysis), jnp.asarray(axis.at))
     (mean,) = [line for line in upper.get_lines() if line.get_label() == "mean"]
     np.testing.assert_array_equal(mean.get_xydata()[:, 0], axis.points)
     np.testing.assert_allclose(mean.get_xydata()[:, 1], curves.mean.centre)
@@ -502,11 +517,11 @@ def test_a_formula_is_kept_with_the_fit(tmp_path: Path, monkeypatch: pytest.Monk
     """And neither opening nor reporting it needs formulaic, nor evaluates anything."""
     said: list[str] = []
 
-    def empty(analysis: Analysis, formulas: str) -> Figure:
+    def empty(analysis: Analysis, formulas: str, columns: object) -> dict[str, Figure]:
         said.append(formulas)
-        return Figure()
+        return {"fit": Figure()}
 
-    monkeypatch.setattr("bayesmoe.report.files.fit_figure", empty)
+    monkeypatch.setattr("bayesmoe.report.files.fit_figures", empty)
     request, analysis = derived()
     write_analysis(tmp_path / "fit", request, analysis)
     monkeypatch.setitem(sys.modules, "formulaic", None)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from fabricated_fit import make_analysis, point
+from fabricated_fit import make_analysis, make_plane, point
 from markupsafe import escape
 from matplotlib.figure import Figure
 from test_ray_figure import tree
@@ -31,7 +31,8 @@ from bayesmoe.study.outputs import Outputs
 
 STUDY = ["contraction", "rates", "replicates", "blocks_k2", "blocks_k3", "local_slopes"]
 STUDY += ["temperature_sd"]
-OTHERS = ["fit", "calibration", "optima", "comparison", "annealing", "ray"]
+OTHERS = ["fit", "calibration", "residuals", "influence", "optima", "dependence", "pairs"]
+OTHERS += ["comparison", "annealing", "ray"]
 
 
 def compared() -> Any:
@@ -62,7 +63,7 @@ def annealed() -> Annealing:
 def models() -> Models:
     truth = bm.scenario("lambda", "dense_to_sparse")
     series = Series(bm.moe("dense_to_sparse", 2), truth, {300: tree("dense_to_sparse")})
-    return Models(make_analysis(), compared(), [annealed()], [series])
+    return Models(make_analysis(), make_plane(), compared(), [annealed()], [series])
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +104,8 @@ def page(small: list[Picture]) -> str:
 def test_every_figure_of_the_package_is_there(pictures: list[Picture], names: list[str]) -> None:
     assert names == STUDY + OTHERS
     modules = {path.stem for path in Path(gallery.__file__).parent.glob("*_figure.py")}
-    drawn = {"fit", "pit", "optima", "compare", "annealing", "ray"}
+    drawn = {"fit", "pit", "residual", "influence", "optima", "dependence", "pairs", "compare"}
+    drawn |= {"annealing", "ray"}
     assert modules == {f"{name}_figure" for name in drawn}, "a new figure belongs into the gallery"
     for picture in pictures:
         assert isinstance(picture.figure, Figure)
@@ -189,6 +191,25 @@ def test_the_python_that_is_shown_computes_what_was_drawn(
     if name == "ray":
         assert [sorted(one.posteriors) for one in given] == [[300, 3000]] * 2
         assert [one.model for one in given] == [one.model for one in computed]
+
+
+@pytest.mark.parametrize("name", ["dependence", "pairs"])
+def test_the_fit_by_two_covariates_that_is_shown_is_the_one_drawn(
+    pictures: list[Picture], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    calls: list[Any] = []
+    for module in ("bayesmoe.report.gallery", "bayesmoe.diagnostics.analysis"):
+        monkeypatch.setattr(f"{module}.analyse", lambda *given: calls.append(given) or "result")
+    figures: list[Any] = []
+    monkeypatch.setattr(f"bayesmoe.report.{name}_figure.{name}_figure", figures.append)
+    assert gallery._fit_plane() == "result"
+    (recipe,) = [picture.recipe for picture in pictures if picture.name == name]
+    exec(compile(recipe, name, "exec"), {})
+    (ours, table), (theirs, their_table) = calls
+    assert ours == theirs
+    pd.testing.assert_frame_equal(table.x, their_table.x)
+    pd.testing.assert_series_equal(table.y, their_table.y)
+    assert figures == ["result"]
 
 
 def test_the_commands_that_are_shown_compute_what_was_drawn(

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from bayesmoe.data.table import Axis
 from bayesmoe.diagnostics.analysis import Analysis
-from bayesmoe.diagnostics.left_out import left_out
+from bayesmoe.diagnostics.left_out import LeftOut, left_out
 from bayesmoe.report.figures import save
 from bayesmoe.report.pit_figure import pit_figure
 
@@ -26,6 +26,11 @@ pytestmark = pytest.mark.filterwarnings("error")
 @pytest.fixture(scope="module")
 def analysis() -> Analysis:
     return make_analysis()
+
+
+@pytest.fixture(scope="module")
+def rows(analysis: Analysis) -> LeftOut:
+    return left_out(analysis.model.gate, analysis.posterior)
 
 
 def points(ax: Axes) -> np.ndarray:
@@ -63,10 +68,9 @@ def test_left_out_rows_are_weighted_draws(analysis: Analysis) -> None:
     assert np.abs(found.pit - below.mean((0, 1))).max() > 1e-4  # of all rows, it is another
 
 
-def test_points_and_quartiles_are_those_of_the_rows(analysis: Analysis) -> None:
-    (ax,) = pit_figure(analysis).axes
-    pit = left_out(analysis.model.gate, analysis.posterior).pit
-    x = analysis.table.x.iloc[:, 0].to_numpy()
+def test_points_and_quartiles_are_those_of_the_rows(analysis: Analysis, rows: LeftOut) -> None:
+    (ax,) = pit_figure(analysis, rows).axes
+    pit, x = rows.pit, analysis.table.x.iloc[:, 0].to_numpy()
     np.testing.assert_array_equal(points(ax), np.column_stack([x, pit]))
     order = np.argsort(x).reshape(5, 12)
     expected = [
@@ -78,30 +82,30 @@ def test_points_and_quartiles_are_those_of_the_rows(analysis: Analysis) -> None:
     assert all(xy[0, 1] == xy[1, 1] for xy in segments(ax))
 
 
-@pytest.mark.parametrize(("d", "rows"), [(1, 1), (3, 1), (4, 2)])
-def test_each_covariate_has_a_panel(analysis: Analysis, d: int, rows: int) -> None:
+@pytest.mark.parametrize(("d", "lines"), [(1, 1), (3, 1), (4, 2)])
+def test_each_covariate_has_a_panel(analysis: Analysis, rows: LeftOut, d: int, lines: int) -> None:
     names = ("u", "v", "w", "z")[:d]
     x = np.random.default_rng(0).normal(size=(60, d))
     table = analysis.table._replace(x=pd.DataFrame(x, columns=names))
-    figure = pit_figure(analysis._replace(table=table))
+    figure = pit_figure(analysis._replace(table=table), rows)
     assert spread(figure) == list(names)
     for ax, values in zip(figure.axes, x.T, strict=True):
         np.testing.assert_array_equal(points(ax)[:, 0], values)
     boxes = [ax.get_position() for ax in figure.axes]
-    assert len({round(box.y0, 6) for box in boxes}) == rows
+    assert len({round(box.y0, 6) for box in boxes}) == lines
     assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
 
 
-def test_derived_covariates_are_shown_by_their_column(analysis: Analysis) -> None:
+def test_derived_covariates_are_shown_by_their_column(analysis: Analysis, rows: LeftOut) -> None:
     values = np.linspace(1, 2, 60)
     axis = Axis("raw", values, values[:2], np.zeros((2, 1)), {})
-    figure = pit_figure(analysis._replace(axis=axis))
+    figure = pit_figure(analysis._replace(axis=axis), rows)
     assert spread(figure) == ["raw"]
     np.testing.assert_array_equal(points(figure.axes[0])[:, 0], values)
 
 
-def test_hostile_names_are_written_as_they_are(tmp_path: Path) -> None:
-    figure = pit_figure(make_analysis(names=(f"$x_{{ {HOSTILE}" + "long " * 30, "y")))
+def test_hostile_names_are_written_as_they_are(tmp_path: Path, rows: LeftOut) -> None:
+    figure = pit_figure(make_analysis(names=(f"$x_{{ {HOSTILE}" + "long " * 30, "y")), rows)
     (label,) = spread(figure)
     assert label.startswith(r"\$x_{ <script>")
     assert label.endswith("…")

@@ -33,8 +33,9 @@ from bayesmoe.core.scaling import Scaling
 from bayesmoe.core.selection import ALL, Selection
 from bayesmoe.data.table import read_table
 from bayesmoe.diagnostics.analysis import analyse, estimates, mle_errors, posterior_summary
-from bayesmoe.diagnostics.comparison import _named
-from bayesmoe.diagnostics.stored_fit import FitRequest, load_fit, save_fit
+from bayesmoe.diagnostics.comparison import name_models
+from bayesmoe.diagnostics.requests import FitRequest
+from bayesmoe.diagnostics.stored_fit import load_fit, save_fit
 from bayesmoe.inference.annealing import _sharpness
 from bayesmoe.inference.starts import agnostic
 from bayesmoe.inference.target import Target
@@ -596,7 +597,7 @@ def test_compared_models_are_named_by_their_covariates() -> None:
     columns = [{}, {"gate_covariates": ()}, {"gate_covariates": (0, 1)}, {"expert_covariates": [1]}]
     models = [bm.moe("softmax", 2, **chosen) for chosen in columns]
     models += [bm.moe("softmax", 1, gate_covariates=()), bm.moe("softmax", 1)]
-    named = _named(models, ["u", "v"])
+    named = name_models(models, ["u", "v"])
     suffixes = ["", ", gate by none", ", experts by v"]
     assert list(named) == [*(f"softmax, k = 2{end}" for end in suffixes), "one expert"]
     sizes = [model.layout(2).size for model in named.values()]

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from bayesmoe.cli import app
 from bayesmoe.core.measure import FIELDS, MixingMeasure
 from bayesmoe.diagnostics.checks import Verdict
-from bayesmoe.diagnostics.stored_fit import FitRequest, StoredFit, load_fit, save_fit
+from bayesmoe.diagnostics.requests import FitRequest
+from bayesmoe.diagnostics.stored_fit import StoredFit, load_fit, save_fit
 from bayesmoe.inference.outcome import Starts, Status
 from bayesmoe.inference.point import Fit
 from bayesmoe.report._findings import find_troubles
@@ -93,7 +94,9 @@ def test_the_report_is_written_anew_as_it_was(written: Path, tmp_path: Path) -> 
     assert [path.name for path in written.parent.iterdir()] == ["out"], "nothing else is left"
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     figures = [
-        f"{name}.{kind}" for name in ("fit", "calibration", "optima") for kind in ("png", "svg")
+        f"{name}.{kind}"
+        for name in ("fit", "calibration", "residuals", "influence", "optima")
+        for kind in ("png", "svg")
     ]
     for name in ("report.html", *figures):
         (out / name).unlink()
@@ -151,8 +154,9 @@ def test_a_directory_of_neither_is_one_line(tmp_path: Path, name: str) -> None:
     result = CliRunner().invoke(app, ["report", str(tmp_path / name)])
     assert result.exit_code == 2
     assert result.stderr == (
-        f"error: {tmp_path / name} is neither a study (it has no results.zarr) nor a fit (it has "
-        "no fits.nc); give the --out of 'bayesmoe study run' or of 'bayesmoe fit'\n"
+        f"error: {tmp_path / name} is neither a study (it has no results.zarr), nor a fit (it has "
+        "no fits.nc), nor a comparison (it has no models.nc); give the --out of 'bayesmoe study "
+        "run', 'bayesmoe fit' or 'bayesmoe compare'\n"
     )
 
 
@@ -162,7 +166,7 @@ def test_a_failed_write_leaves_nothing(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bayesmoe.report.files.fit_figure", full)
+    monkeypatch.setattr("bayesmoe.report.files.fit_figures", full)
     with pytest.raises(OSError, match="No space"):
         write_analysis(tmp_path / "out", *stored)
     assert not list(tmp_path.iterdir())

@@ -75,6 +75,37 @@ def test_bad_tables_are_refused(
         read_table(write(tmp_path, text), *arguments)  # type: ignore[arg-type]
 
 
+HOLES = "x,y,z,note\n1,2,,a\nNA,2,1,b\n3, ,2,c\n4,5,3,\n5,7,nan,d\n6,1,4,e\n"
+
+
+def test_rows_that_lack_a_value_are_left_out_if_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text(HOLES)
+    with pytest.raises(ValueError, match=r"'x' has 1 values .* in row 2; .*drop_missing=True"):
+        read_table(str(path), "y", ["x"])
+    x, y = read_table(str(path), "y", ["x", "z"], drop_missing=True)
+    assert x.to_dict("list") == {"x": [4.0, 6.0], "z": [3.0, 4.0]}
+    assert y.tolist() == [5.0, 1.0]
+    x, y = read_table(str(path), "y", ["x"], drop_missing=True)  # z is not used
+    assert x["x"].tolist() == [1.0, 4.0, 5.0, 6.0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ("1,2\n,3\ninf,4\n", "'x' has 1 values that are missing or infinite, the first in row 3"),
+        ("1,2\n,3\nblue,4\n", "'x' is not numeric: row 3 is 'blue'"),
+        ("1,2\n1,3\n,4\n", "'x' has the one distinct value 1"),
+        (",2\n1,\n", "every row lacks a value in one of x, y"),
+    ],
+)
+def test_what_is_not_missing_is_never_left_out(tmp_path: Path, rows: str, words: str) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text("x,y\n" + rows)
+    with pytest.raises(ValueError, match=words):
+        read_table(str(path), "y", drop_missing=True)
+
+
 def test_a_missing_file_names_the_data_sets_there_are() -> None:
     with pytest.raises(ValueError, match=r"no file 'mtcars.csv'; shipped data sets: co2, ethanol"):
         read_table("mtcars.csv", "mpg")

@@ -16,7 +16,14 @@ import pandas as pd
 
 from bayesmoe.data.frames import Frame, as_pandas
 from bayesmoe.data.grammar import FormulaError, Parsed, load_formulaic, parse, reason
-from bayesmoe.data.table import Axis, Table, check_present, numbers_or_levels, read_texts
+from bayesmoe.data.table import (
+    Axis,
+    Table,
+    check_present,
+    drop_incomplete,
+    numbers_or_levels,
+    read_texts,
+)
 
 __all__ = ["Design", "FormulaError", "design", "read_design"]
 
@@ -202,20 +209,29 @@ def _response(
     return response.iloc[:, 0]
 
 
-def read_design(source: str, formula: str, gate: str | None = None) -> Design:
+def read_design(
+    source: str, formula: str, gate: str | None = None, *, drop_missing: bool = False
+) -> Design:
     """The design of a CSV file or a shipped data set, as of `read_table`.
 
-    A column with any number is one of numbers, any other one of levels.
+    A column with any number is one of numbers, any other one of levels. With ``drop_missing``
+    the rows in which a column of the formulas has no value are left out.
 
     Raises
     ------
     ValueError
         As `read_table` and `design` do; and if a covariate or the response is constant.
     """
-    texts = read_texts(source)
+    return make_design(read_texts(source), formula, gate, drop_missing)
+
+
+def make_design(texts: pd.DataFrame, formula: str, gate: str | None, drop_missing: bool) -> Design:
+    """The design of columns of texts, as `read_design` makes it."""
     parsed = parse(formula, gate, _column_names(texts))
     names = (*parsed.response_columns, *parsed.covariates)
     frame = pd.DataFrame({name: numbers_or_levels(texts[name]) for name in names})
+    if drop_missing:
+        frame = drop_incomplete(frame)
     found = design(formula, frame, gate)
     for name, values in [*found.x.items(), (found.y.name, found.y)]:
         if values.nunique() < 2:

@@ -63,7 +63,9 @@ def shipped_data_sets() -> dict[str, Path]:
     return {path.stem: path for path in paths}
 
 
-def read_table(source: str, response: str, covariates: Sequence[str] = ()) -> Table:
+def read_table(
+    source: str, response: str, covariates: Sequence[str] = (), *, drop_missing: bool = False
+) -> Table:
     """Read a CSV or Parquet file, or a shipped data set by its name.
 
     Parameters
@@ -76,6 +78,8 @@ def read_table(source: str, response: str, covariates: Sequence[str] = ()) -> Ta
         The column to model.
     covariates
         The columns to model it by; all others by default.
+    drop_missing
+        Leave out the rows in which one of these has no value; by default there may be none.
 
     Raises
     ------
@@ -83,7 +87,17 @@ def read_table(source: str, response: str, covariates: Sequence[str] = ()) -> Ta
         If the file cannot be read, a column is missing, named twice or constant, or a value is
         not a finite number.
     """
-    frame = read_texts(source)
+    return make_table(read_texts(source), source, response, covariates, drop_missing)
+
+
+def make_table(
+    frame: pd.DataFrame,
+    source: str,
+    response: str,
+    covariates: Sequence[str],
+    drop_missing: bool,
+) -> Table:
+    """The table of columns of texts, as `read_table` makes it."""
     chosen = list(covariates) or [name for name in frame.columns if name != response]
     for name in (response, *chosen):
         if name not in frame.columns:
@@ -96,8 +110,13 @@ def read_table(source: str, response: str, covariates: Sequence[str] = ()) -> Ta
         raise ValueError(f"a covariate is named twice: {', '.join(chosen)}; name each once")
     if not chosen:
         raise ValueError(f"{source} has no column beside {response!r}; covariates are needed")
-    numbers = {name: _numbers(frame[name], name) for name in (*chosen, response)}
-    return Table(pd.DataFrame({name: numbers[name] for name in chosen}), numbers[response])
+    names = (*chosen, response)
+    numbers = pd.DataFrame({name: _numbers(frame[name], name, drop_missing) for name in names})
+    if drop_missing:
+        numbers = drop_incomplete(numbers)
+    for name in names:
+        check_varies(name, numbers[name])
+    return Table(numbers[chosen], numbers[response])
 
 
 def read_texts(source: str) -> pd.DataFrame:
@@ -176,12 +195,42 @@ def check_present(name: str, bad: pd.Series | np.ndarray) -> None:
     if np.any(bad):
         raise ValueError(
             f"column {name!r} has {int(np.sum(bad))} values that are missing or infinite, the "
-            f"first in row {int(np.argmax(bad)) + 1}; remove or impute these rows first"
+            f"first in row {int(np.argmax(bad)) + 1}; remove or impute these rows first, or leave "
+            "out those with a missing value (--drop-missing, drop_missing=True)"
         )
 
 
-def _numbers(texts: pd.Series, name: str) -> pd.Series:
-    """The column as finite numbers that vary; row numbers in errors count from 1, header apart."""
+def drop_incomplete(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows in which nothing is missing, numbered anew.
+
+    Raises
+    ------
+    ValueError
+        If there is none; infinite numbers are not missing, and raise it, too.
+    """
+    for name, values in frame.items():
+        if values.dtype == float:
+            check_present(str(name), np.isinf(values))
+    kept = frame.dropna().reset_index(drop=True)
+    if not len(kept):
+        names = ", ".join(map(str, frame.columns))
+        raise ValueError(
+            f"every row lacks a value in one of {names}; leave columns out that are mostly empty"
+        )
+    return kept
+
+
+def check_varies(name: str, values: pd.Series) -> None:
+    """Raise ValueError if all values are the same."""
+    if values.nunique() < 2:
+        raise ValueError(
+            f"column {name!r} has the one distinct value {values[0]:g}; there is nothing to model: "
+            "leave it out, or use other data"
+        )
+
+
+def _numbers(texts: pd.Series, name: str, missing: bool) -> pd.Series:
+    """The column as finite numbers; row numbers in errors count from 1, header apart."""
     values = pd.to_numeric(texts.str.strip(), errors="coerce").astype(float)
     blank = texts.str.strip().str.lower().isin([*_MISSING, "none"])
     text = values.isna() & ~blank
@@ -191,10 +240,6 @@ def _numbers(texts: pd.Series, name: str) -> pd.Series:
             f"column {name!r} is not numeric: row {row} is {texts[row - 1]!r}; "
             "choose numeric covariates with --covariate, or encode it as numbers"
         )
-    check_present(name, ~np.isfinite(values))
-    if values.nunique() < 2:
-        raise ValueError(
-            f"column {name!r} has the one distinct value {values[0]:g}; there is nothing to model: "
-            "leave it out, or use other data"
-        )
+    if not missing:
+        check_present(name, ~np.isfinite(values))
     return values

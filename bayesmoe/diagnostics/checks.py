@@ -29,8 +29,8 @@ from bayesmoe.diagnostics.posterior import check_tree, tree_selection
 
 _MOST_LISTED = 4  # parameters named in a sentence
 
-#: the name of the check of calibration in groups of rows
-GIVEN_X = "calibration given x"
+#: the names of the checks of calibration in groups of rows, and of influential rows
+GIVEN_X, INFLUENCE = "calibration given x", "influential rows"
 
 
 class Verdict(enum.IntEnum):
@@ -231,12 +231,19 @@ def _left_out(gate: Gate, tree: DataTree) -> tuple[Check, ...]:
 
 def _influence(k: np.ndarray, n_draws: int) -> Check:
     """Rows that the posterior hangs on: their leave-one-out weights have no finite variance."""
-    limit = min(PARETO_K.fair, 1 - 1 / np.log10(n_draws))
+    limit = influence_limit(n_draws)
     bad = np.flatnonzero(k > limit)
     text = f"{len(bad)} of {len(k)} rows have a Pareto k above {limit:.2f}" + (
-        f", the first {bad[0]}: the posterior without them may differ" if len(bad) else ""
+        f", the first is row {bad[0] + 1}, counted from 1: the posterior without them may differ"
+        if len(bad)
+        else ""
     )
-    return _check("influential rows", INFLUENTIAL, len(bad) / len(k), text)
+    return _check(INFLUENCE, INFLUENTIAL, len(bad) / len(k), text)
+
+
+def influence_limit(n_draws: int) -> float:
+    """The Pareto k up to which so many draws carry weights (Vehtari et al., JMLR 2024)."""
+    return float(min(PARETO_K.fair, 1 - 1 / np.log10(n_draws)))
 
 
 def _calibration(pit: np.ndarray) -> Check:
@@ -274,7 +281,7 @@ def _sensitivity(gate: Gate, tree: DataTree) -> Check:
     name = "prior sensitivity"
     if "log_prior" not in tree.children:
         return _missing(name, "log_prior")
-    table = _power_scaling(gate, tree)
+    table = power_scaling(gate, tree)
     conflict = _labels(table, "conflict")
     weak = _labels(table, "weak likelihood")
     if not (conflict or weak):
@@ -285,14 +292,28 @@ def _sensitivity(gate: Gate, tree: DataTree) -> Check:
     return Check(name, Verdict.DOUBTFUL, float(table["prior"].max()), "; ".join(parts))
 
 
-def _power_scaling(gate: Gate, tree: DataTree) -> pd.DataFrame:
-    """ArviZ's table of power-scaling sensitivity of the free parameters."""
+def power_scaling(gate: Gate, tree: DataTree) -> pd.DataFrame:
+    """ArviZ's table of power-scaling sensitivity (Kallioinen et al., Stat. Comput. 2024).
+
+    Parameters
+    ----------
+    gate
+        The gate of the model that was sampled.
+    tree
+        With the group ``log_prior``; experts are named as in its densest draw.
+
+    Returns
+    -------
+    One row for each free parameter; columns ``prior`` and ``likelihood``, how far its posterior
+    moves when either gets more or less weight, and ``diagnosis``.
+    """
     named = align(tree, gate, densest_draw(tree))
     draws = free_parameters(named["posterior"], gate, tree_selection(tree))
     shape = tree["sample_stats"]["lp"].shape
+    # by number: xarray refuses names of columns such as "km/h" in a tree
     columns = {
-        str(name): (("chain", "draw"), values.to_numpy().reshape(shape))
-        for name, values in draws.items()
+        f"{i:06d}": (("chain", "draw"), values.reshape(shape))
+        for i, values in enumerate(draws.to_numpy().T)
     }
     named["posterior"] = DataTree(xr.Dataset(columns))
     log = logging.getLogger("arviz_stats")
@@ -302,7 +323,7 @@ def _power_scaling(gate: Gate, tree: DataTree) -> pd.DataFrame:
         table: pd.DataFrame = arviz_stats.psense_summary(named, round_to=6)
     finally:
         log.setLevel(level)
-    return table
+    return table.set_axis([str(draws.columns[int(number)]) for number in table.index])
 
 
 def _labels(table: pd.DataFrame, diagnosis: str) -> list[str]:

@@ -193,7 +193,7 @@ def compare_models(
         used or cannot determine a model; nothing is computed then.
     """
     key, table = as_key(key), data if isinstance(data, Table) else _as_table(*data)
-    named = _named(models, [str(name) for name in table.x.columns])
+    named = name_models(models, [str(name) for name in table.x.columns])
     for model in named.values():
         check_proper(model)
         x, y = check_observations(table.x, table.y)
@@ -214,7 +214,7 @@ def _as_table(x: ArrayLike | Frame, y: ArrayLike) -> Table:
     return Table(frame, pd.Series(np.asarray(response), name=getattr(y, "name", None) or "y"))
 
 
-def _named(models: Sequence[MoE], covariates: Sequence[str]) -> dict[str, MoE]:
+def name_models(models: Sequence[MoE], covariates: Sequence[str]) -> dict[str, MoE]:
     """The distinct models by name, which tells covariates that are left out."""
     distinct = list(dict.fromkeys(_without_gate(model, len(covariates)) for model in models))
     if not distinct:

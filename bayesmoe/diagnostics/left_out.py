@@ -20,7 +20,8 @@ from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.theory.voronoi import as_measure
 
 _GROUPS = 5  # of rows, by a covariate
-_LEAST = 10  # rows in a group
+#: rows in a group
+LEAST_ROWS = 10
 
 
 class LeftOut(NamedTuple):
@@ -82,7 +83,7 @@ def groups_by(values: np.ndarray, pit: np.ndarray) -> list[Group]:
     Rows are told apart by the covariate alone, so that their PIT is uniform in each group under a
     model that is right. None are found among fewer than twenty rows.
     """
-    number = min(_GROUPS, len(values) // _LEAST)
+    number = min(_GROUPS, len(values) // LEAST_ROWS)
     return list(_groups(values, pit, number)) if number > 1 else []
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -19,110 +17,21 @@ import xarray as xr
 from xarray import DataTree
 
 from bayesmoe.core.measure import FIELDS, MixingMeasure
-from bayesmoe.core.model import MoE
-from bayesmoe.core.selection import find_columns
 from bayesmoe.data.table import Axis, Table
 from bayesmoe.diagnostics.alignment import align
 from bayesmoe.diagnostics.analysis import Analysis
 from bayesmoe.diagnostics.checks import Check, Checks, Verdict
 from bayesmoe.diagnostics.posterior import DIMS
+from bayesmoe.diagnostics.requests import FitRequest, as_stored, from_stored
 from bayesmoe.inference.outcome import Starts, Status
 from bayesmoe.inference.point import Fit
-from bayesmoe.models import moe
 
 FITS, POSTERIOR = "fits.nc", "posterior.nc"
 FORMAT = "bayesmoe fit 1"
 
-#: on the command line: that a gate or experts depend on no covariate
-NO_COVARIATE = "none"
-
-_SELECTED = ("gate_covariates", "expert_covariates")
-_ENGINE: Final = "h5netcdf"
+ENGINE: Final = "h5netcdf"
 _PER_START = ("objective", "gradient_norm", "least_curvature", "n_iterations")
 _OF_BEST = ("log_likelihood", "log_density", "gradient_norm", "least_curvature")
-
-
-class FitRequest(NamedTuple):
-    """What a fit was asked for: everything that determines its numbers but the data.
-
-    Attributes
-    ----------
-    data
-        The CSV file or shipped data set, as `bayesmoe.data.table.read_table` takes it.
-    response, covariates
-        Columns; no covariates stand for all other columns.
-    gate, options, n_experts, prior
-        The arguments of `bayesmoe.moe`.
-    seed
-        Seeds starts and chains.
-    gate_covariates, expert_covariates
-        Covariates that the gate and the experts depend on, by name; None for all.
-    formula, gate_formula
-        What `bayesmoe.design` made the covariates by, which then are columns of its ``x``, as the
-        response is named by its ``y``; None where they are columns of the data.
-    """
-
-    data: str
-    response: str
-    covariates: tuple[str, ...]
-    gate: str
-    options: dict[str, Any]
-    n_experts: int
-    prior: str = "weak"
-    seed: int = 0
-    gate_covariates: tuple[str, ...] | None = None
-    expert_covariates: tuple[str, ...] | None = None
-    formula: str | None = None
-    gate_formula: str | None = None
-
-    @property
-    def formulas(self) -> str:
-        """Both formulas in one line; empty where there are none."""
-        gate = "" if self.gate_formula is None else f", gate {self.gate_formula}"
-        return "" if self.formula is None else f"{self.formula}{gate}"
-
-    def model(self, covariates: Sequence[str]) -> MoE:
-        """The model of a table's covariates, given by name.
-
-        Raises
-        ------
-        ValueError
-            As `bayesmoe.moe` does, or if a name is none of these.
-        """
-        gate, experts = (find_columns(name, getattr(self, name), covariates) for name in _SELECTED)
-        return moe(
-            self.gate,
-            self.n_experts,
-            self.prior,
-            gate_covariates=gate,
-            expert_covariates=experts,
-            **self.options,
-        )
-
-    def command(self, out: str) -> str:
-        """The command line that fits this again, into the directory ``out``."""
-        words = ["bayesmoe", "fit", self.data, *self._columns_or_formulas()]
-        words += ["--gate", self.gate, "--experts", str(self.n_experts)]
-        for name, value in self.options.items():
-            words += [f"--{name.replace('_', '-')}", str(value)]
-        return shlex.join([*words, "--prior", self.prior, "--seed", str(self.seed), "--out", out])
-
-    def _columns_or_formulas(self) -> list[str]:
-        if self.formula is not None:
-            of_gate = [] if self.gate_formula is None else ["--gate-formula", self.gate_formula]
-            return ["--formula", self.formula, *of_gate]
-        words = ["--response", self.response]
-        words += [word for name in self.covariates for word in ("--covariate", name)]
-        for name in _SELECTED:
-            given = getattr(self, name)
-            option = f"--{name.removesuffix('s').replace('_', '-')}"
-            words += [word for one in _as_options(given) for word in (option, one)]
-        return words
-
-
-def _as_options(names: tuple[str, ...] | None) -> tuple[str, ...]:
-    """Values of a repeated option."""
-    return () if names is None else names or (NO_COVARIATE,)
 
 
 class StoredFit(NamedTuple):
@@ -147,18 +56,18 @@ def data_digest(table: Table) -> str:
 
 def save_fit(directory: Path, request: FitRequest, analysis: Analysis) -> None:
     """Write ``posterior.nc`` and ``fits.nc`` into a directory that exists."""
-    analysis.posterior.to_netcdf(directory / POSTERIOR, engine=_ENGINE)
+    analysis.posterior.to_netcdf(directory / POSTERIOR, engine=ENGINE)
     checks = analysis.checks.to_frame().to_xarray()
-    groups = {"mle": _dataset(analysis.mle), "map": _dataset(analysis.map), "checks": checks}
+    groups = {"mle": fit_dataset(analysis.mle), "map": fit_dataset(analysis.map), "checks": checks}
     if analysis.axis is not None:
         groups["axis"] = _axis_dataset(analysis.axis)
     tree = DataTree.from_dict(groups)
     tree.attrs = {
         "format": FORMAT,
-        "request": json.dumps(_as_stored(request)),
+        "request": json.dumps(as_stored(request)),
         "data_digest": data_digest(analysis.table),
     }
-    tree.to_netcdf(directory / FITS, engine=_ENGINE)
+    tree.to_netcdf(directory / FITS, engine=ENGINE)
 
 
 def load_fit(directory: str | Path) -> StoredFit:
@@ -181,7 +90,7 @@ def load_fit(directory: str | Path) -> StoredFit:
         If there is no fit, a file cannot be read, or the two files are not of one fit.
     """
     directory = Path(directory)
-    fits, posterior = _open(directory, FITS), _open(directory, POSTERIOR)
+    fits, posterior = (open_tree(directory / name, "fit") for name in (FITS, POSTERIOR))
     if fits.attrs.get("format") != FORMAT:
         raise StoredFitError(
             f"{directory / FITS} was not written by this version of bayesmoe; fit again"
@@ -194,47 +103,43 @@ def load_fit(directory: str | Path) -> StoredFit:
         raise StoredFitError(f"{directory} holds a damaged fit ({error!r}); fit again") from None
 
 
-def _open(directory: Path, name: str) -> DataTree:
-    path = directory / name
+def open_tree(path: Path, kind: str) -> DataTree:
+    """All of a netCDF file, read into memory, of a ``"fit"`` or a ``"comparison"``.
+
+    Raises
+    ------
+    StoredFitError
+        If there is none, or it cannot be read.
+    """
     if not path.is_file():
-        raise StoredFitError(f"{directory} is not a fit: it has no {name}")
+        raise StoredFitError(f"{path.parent} is not a {kind}: it has no {path.name}")
     try:
-        with xr.open_datatree(path, engine=_ENGINE) as opened:
+        with xr.open_datatree(path, engine=ENGINE) as opened:
             # DataTree.load passes over variables that have the name of a group, as log_likelihood
             for variable in (one for node in opened.subtree for one in node.variables.values()):
                 variable.load()
             return opened
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
-        raise StoredFitError(f"{path} cannot be read ({reason}); fit again") from None
+        again = "fit again" if kind == "fit" else "compare again"
+        raise StoredFitError(f"{path} cannot be read ({reason}); {again}") from None
 
 
 def _assemble(fits: DataTree, posterior: DataTree) -> StoredFit:
-    request = _request(json.loads(fits.attrs["request"]))
-    table = _table(posterior, request.response)
+    request: FitRequest = from_stored(FitRequest, json.loads(fits.attrs["request"]))
+    table = stored_table(posterior, request.response)
     model = request.model([str(name) for name in table.x.columns])
     if data_digest(table) != fits.attrs["data_digest"]:
         raise StoredFitError(f"{FITS} and {POSTERIOR} are not of the same data; fit again")
-    mle, map_ = (_fit(fits[name].to_dataset()) for name in ("mle", "map"))
+    mle, map_ = (stored_fit(fits[name].to_dataset()) for name in ("mle", "map"))
     named = align(mle.measure, model.gate, map_.measure)
-    checks = _checks(fits["checks"].to_dataset())
+    checks = stored_checks(fits["checks"].to_dataset())
     axis = _axis(fits["axis"].to_dataset()) if "axis" in fits.children else None
     return StoredFit(request, Analysis(model, table, mle, map_, named, posterior, checks, axis))
 
 
-def _as_stored(request: FitRequest) -> dict[str, Any]:
-    """The fields; selections only where there is one, as earlier versions wrote."""
-    fields = request._asdict()
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def _request(stored: dict[str, Any]) -> FitRequest:
-    columns = ("covariates", *_SELECTED)
-    lists = {name: tuple(stored[name]) for name in columns if name in stored}
-    return FitRequest(**{**stored, **lists})
-
-
-def _table(posterior: DataTree, response: str) -> Table:
+def stored_table(posterior: DataTree, response: str) -> Table:
+    """The data of a posterior."""
     x = posterior["constant_data"].to_dataset()["x"]
     y = posterior["observed_data"].to_dataset()["y"]
     names = [str(name) for name in x["covariate"].values]
@@ -255,7 +160,7 @@ def _axis(dataset: xr.Dataset) -> Axis:
     return Axis(str(dataset.attrs["name"]), values, points, at, json.loads(dataset.attrs["held"]))
 
 
-def _dataset(fit: Fit) -> xr.Dataset:
+def fit_dataset(fit: Fit) -> xr.Dataset:
     """All starts of a fit, and what it says of the best."""
     starts = fit.starts
     variables: dict[str, Any] = {name: ("start", getattr(starts, name)) for name in _PER_START}
@@ -272,7 +177,8 @@ def _dataset(fit: Fit) -> xr.Dataset:
     return xr.Dataset(variables, attrs={**best, "status": fit.status.name.lower()})
 
 
-def _fit(dataset: xr.Dataset) -> Fit:
+def stored_fit(dataset: xr.Dataset) -> Fit:
+    """The inverse of `fit_dataset`."""
     starts = Starts(
         status=tuple(Status[str(name).upper()] for name in dataset["status"].values),
         measures=_measure(dataset, ""),
@@ -287,7 +193,8 @@ def _measure(dataset: xr.Dataset, prefix: str) -> MixingMeasure:
     return MixingMeasure(*(dataset[prefix + field].values for field in FIELDS))
 
 
-def _checks(dataset: xr.Dataset) -> Checks:
+def stored_checks(dataset: xr.Dataset) -> Checks:
+    """The inverse of ``checks.to_frame().to_xarray()``."""
     names, verdicts, values, texts = (
         dataset[name].values for name in ("check", "verdict", "value", "text")
     )

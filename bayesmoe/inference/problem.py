@@ -99,8 +99,9 @@ def prepare(
     scaling = Scaling.from_data(model.gate, covariates, response)
     begin = starting_points(as_key(key), layout, scaling, covariates, response, n_starts, starts)
     lower = jnp.full(layout.size, -jnp.inf).at[-model.n_experts :].set(np.log(variance_floor))
+    rows = np.asarray(covariates), np.asarray(response)
     if len(response) > MANY:
         order = generator(jax.random.fold_in(as_key(key), 1)).permutation(len(response))
-        covariates, response = np.asarray(covariates)[order], np.asarray(response)[order]
-    data = make_data(covariates, response, scaling, layout.selection)
+        rows = rows[0][order], rows[1][order]
+    data = make_data(*rows, scaling, layout.selection)
     return Problem(layout, scaling, data, begin, lower, n_starts)

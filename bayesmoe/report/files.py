@@ -13,16 +13,23 @@ import pandas as pd
 import xarray as xr
 
 from bayesmoe.diagnostics.analysis import Analysis, estimates, posterior_summary
-from bayesmoe.diagnostics.comparison import Comparison
-from bayesmoe.diagnostics.stored_fit import FITS, FitRequest, StoredFit, load_fit, save_fit
+from bayesmoe.diagnostics.requests import FitRequest
+from bayesmoe.diagnostics.stored_comparison import (
+    MODELS,
+    StoredComparison,
+    load_comparison,
+    save_comparison,
+)
+from bayesmoe.diagnostics.stored_fit import FITS, StoredFit, load_fit, save_fit
+from bayesmoe.report._columns import formula_sweeps, load_sweeps, save_sweeps
+from bayesmoe.report._dependence import Sweep
 from bayesmoe.report.compare_figure import compare_figure
+from bayesmoe.report.compare_html import render_comparison
 from bayesmoe.report.figures import save, study_figures
-from bayesmoe.report.fit_figure import fit_figure
+from bayesmoe.report.fit_figures import fit_figures
 from bayesmoe.report.fit_html import render_fit
 from bayesmoe.report.gallery import Picture, render_gallery
 from bayesmoe.report.html import render_study
-from bayesmoe.report.optima_figure import optima_figure
-from bayesmoe.report.pit_figure import pit_figure
 from bayesmoe.study.files import write_bytes
 from bayesmoe.study.outputs import write_outputs
 from bayesmoe.study.stored import RESULTS_NAME, Stored
@@ -58,8 +65,9 @@ def write_analysis(directory: Path, request: FitRequest, analysis: Analysis) -> 
     """Write report, estimates, starts, posterior and figures of a fit to a new directory.
 
     ``report.html``, ``estimates.csv``, ``starts.csv``, ``posterior_summary.csv``, ``checks.csv``,
-    ``fits.nc``, ``posterior.nc``, and the figures ``fit``, ``calibration`` and ``optima``, each as
-    ``.png`` and ``.svg``, are written to a hidden directory beside it, which is then renamed.
+    ``fits.nc``, ``posterior.nc``, and the figures of `fit_figures`, each as ``.png`` and ``.svg``,
+    are written to a hidden directory beside it, which is then renamed; with a formula, so is
+    ``columns.nc``.
     """
     with _whole(directory) as partial:
         estimates(analysis).to_csv(partial / "estimates.csv")
@@ -68,29 +76,38 @@ def write_analysis(directory: Path, request: FitRequest, analysis: Analysis) -> 
         summary.to_csv(partial / "posterior_summary.csv")
         analysis.checks.to_frame().to_csv(partial / "checks.csv")
         save_fit(partial, request, analysis)
+        if sweeps := _columns(request, analysis):
+            save_sweeps(partial, sweeps)
         _write_fit_page(partial, StoredFit(request, analysis))
 
 
+def _columns(request: FitRequest, analysis: Analysis) -> list[Sweep]:
+    """Sweeps of the columns of a formula; none if the data are gone, which the report says."""
+    if request.formula is None:
+        return []
+    try:
+        return formula_sweeps(request, analysis.table.x)
+    except ValueError:
+        return []
+
+
 def _write_fit_page(directory: Path, stored: StoredFit) -> Path:
-    """Write the figures ``fit``, ``calibration`` and ``optima``, and ``report.html``; its path."""
-    figure = fit_figure(stored.analysis, stored.request.formulas)
-    calibration = pit_figure(stored.analysis)
-    optima = optima_figure(stored.analysis.mle, stored.analysis.map)
-    page = render_fit(stored, figure, calibration, optima)
-    save(figure, directory / "fit")
-    save(calibration, directory / "calibration")
-    save(optima, directory / "optima")
+    """Write the figures of `fit_figures` and ``report.html``; the latter's path."""
+    figures = fit_figures(stored.analysis, stored.request.formulas, load_sweeps(directory))
+    page = render_fit(stored, figures)
+    for name, figure in figures.items():
+        save(figure, directory / name)
     write_bytes(directory / PAGE, page.encode("utf-8", "replace"))
     return directory / PAGE
 
 
 def rewrite_report(directory: Path) -> Path:
-    """Write the figures and ``report.html`` of a study or a fit anew from what is stored.
+    """Write figures and ``report.html`` of a study, a fit or a comparison anew from what is stored.
 
     Parameters
     ----------
     directory
-        The ``--out`` of ``bayesmoe study run`` or ``bayesmoe fit``.
+        The ``--out`` of ``bayesmoe study run``, ``bayesmoe fit`` or ``bayesmoe compare``.
 
     Returns
     -------
@@ -100,16 +117,19 @@ def rewrite_report(directory: Path) -> Path:
     Raises
     ------
     ValueError
-        If the directory holds neither, a study is not finished, or a file is damaged; nothing is
+        If the directory holds none, a study is not finished, or a file is damaged; nothing is
         written then.
     """
     if (directory / RESULTS_NAME).is_dir():
         return _rewrite_study(directory)
     if (directory / FITS).is_file():
         return _write_fit_page(directory, load_fit(directory))
+    if (directory / MODELS).is_file():
+        return _write_comparison_page(directory, load_comparison(directory))
     raise ValueError(
-        f"{directory} is neither a study (it has no {RESULTS_NAME}) nor a fit (it has no {FITS}); "
-        "give the --out of 'bayesmoe study run' or of 'bayesmoe fit'"
+        f"{directory} is neither a study (it has no {RESULTS_NAME}), nor a fit (it has no {FITS}), "
+        f"nor a comparison (it has no {MODELS}); give the --out of 'bayesmoe study run', "
+        "'bayesmoe fit' or 'bayesmoe compare'"
     )
 
 
@@ -124,15 +144,27 @@ def _rewrite_study(directory: Path) -> Path:
     return write_study(directory, *write_outputs(stored.plan, stored))
 
 
-def write_comparison(directory: Path, comparison: Comparison) -> None:
-    """Write ``comparison.csv``, ``.png``, ``.svg`` and ``recommendation.txt`` to a new directory.
+def write_comparison(directory: Path, stored: StoredComparison) -> None:
+    """Write table, figure, recommendation, report and models of a comparison to a new directory.
 
-    They appear together, as those of `write_analysis` do.
+    ``comparison.csv``, ``.png``, ``.svg``, ``recommendation.txt``, ``report.html`` and
+    ``models.nc`` appear together, as those of `write_analysis` do.
     """
     with _whole(directory) as partial:
-        comparison.to_frame().to_csv(partial / "comparison.csv")
-        (partial / "recommendation.txt").write_text(f"{comparison}\n", encoding="utf-8")
-        save(compare_figure(comparison), partial / "comparison")
+        save_comparison(partial, *stored)
+        _write_comparison_page(partial, stored)
+
+
+def _write_comparison_page(directory: Path, stored: StoredComparison) -> Path:
+    """Write all of a comparison but its models; the path of ``report.html``."""
+    comparison = stored.comparison
+    figure = compare_figure(comparison)
+    page = render_comparison(stored, figure)
+    comparison.to_frame().to_csv(directory / "comparison.csv")
+    write_bytes(directory / "recommendation.txt", f"{comparison}\n".encode())
+    save(figure, directory / "comparison")
+    write_bytes(directory / PAGE, page.encode("utf-8", "replace"))
+    return directory / PAGE
 
 
 def write_gallery(directory: Path, pictures: Sequence[Picture]) -> Path:

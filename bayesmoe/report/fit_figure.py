@@ -8,10 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from bayesmoe.core.measure import FIELDS, MixingMeasure
 from bayesmoe.data.table import Axis
 from bayesmoe.diagnostics.analysis import Analysis
 from bayesmoe.report._curves import (
@@ -19,11 +17,16 @@ from bayesmoe.report._curves import (
     Curves,
     expert_lines,
     posterior_curves,
-    responsibilities,
 )
 from bayesmoe.report._layout import Text, axes_at, beside, new_figure, spread_out, text_at
+from bayesmoe.report._panels import (
+    MANY,
+    expert_colours,
+    map_responsibilities,
+    mixed_colours,
+    posterior_draws,
+)
 from bayesmoe.report.style import (
-    EXPERT_COLOURS,
     INK,
     MUTED,
     STATUS_LABELS,
@@ -39,7 +42,6 @@ _WIDTH, _UPPER, _LOWER, _LEFT, _GAP = 4.75, 3.1, 1.25, 0.78, 0.36  # inches
 _POINTS = 161  # on the axis of the covariate
 _PAD = 0.015  # room beside the curves, as a share of their width
 _SHADES = 20  # steps of opacity of an expert's line
-_MANY = 2000  # observations from which on points are drawn as an image
 _BANDS = ("#E6E6E6", "#A8A8A8")  # predictive, credible
 
 
@@ -69,13 +71,13 @@ def fit_figure(analysis: Analysis, formulas: str = "") -> Figure:
     formulas
         That covariates were derived by, if any: said in place of the covariates.
     """
-    x, y, gate = analysis.table.x, analysis.table.y.to_numpy(), analysis.model.gate
+    y, gate = analysis.table.y.to_numpy(), analysis.model.gate
     measure, axis = analysis.map.measure, analysis.axis or _first(analysis.table.x)
     at = jnp.asarray(axis.at)
     means, weights = map(np.asarray, expert_lines(gate, measure, at))
-    curves = posterior_curves(gate, _draws(analysis), at)
+    curves = posterior_curves(gate, posterior_draws(analysis), at)
     drawn = _Drawn(axis.points, means, weights, curves)
-    shares = np.asarray(responsibilities(gate, measure, jnp.asarray(x.to_numpy()), jnp.asarray(y)))
+    shares = map_responsibilities(analysis)
     head = _head(analysis, axis, formulas)
     top = 0.36 + 0.2 * len(head)
     with style():
@@ -102,27 +104,16 @@ def _first(x: pd.DataFrame) -> Axis:
     return Axis(str(x.columns[0]), values[:, 0], at[:, 0], at, held)
 
 
-def _draws(analysis: Analysis) -> MixingMeasure:
-    group = analysis.posterior["posterior"]
-    fields = (group[name].transpose("chain", "draw", ...).to_numpy() for name in FIELDS)
-    return MixingMeasure(*fields)
-
-
 # --- panels
 
 
 def _scatter(ax: Axes, x: np.ndarray, y: np.ndarray, shares: np.ndarray) -> None:
     """The observations, colours mixed by responsibility."""
-    colours = np.clip(shares @ np.array([to_rgb(c) for c in _colours(shares.shape[1])]), 0, 1)
-    many = len(y) > _MANY
+    many = len(y) > MANY
     ax.scatter(
-        x, y, s=4 if many else 11, c=colours, alpha=0.35 if many else 0.6, linewidths=0,
-        zorder=2, rasterized=many,
+        x, y, s=4 if many else 11, c=mixed_colours(shares), alpha=0.35 if many else 0.6,
+        linewidths=0, zorder=2, rasterized=many,
     )  # fmt: skip
-
-
-def _colours(k: int) -> list[str]:
-    return [EXPERT_COLOURS[i % len(EXPERT_COLOURS)] for i in range(k)]
 
 
 def _draw_upper(ax: Axes, drawn: _Drawn, y: np.ndarray) -> None:
@@ -133,7 +124,7 @@ def _draw_upper(ax: Axes, drawn: _Drawn, y: np.ndarray) -> None:
                     label="credible")  # fmt: skip
     ax.plot(x, mean.centre, color=INK, lw=1.2, zorder=3, label="mean")
     for line, weight, colour in zip(
-        drawn.lines, drawn.weights, _colours(len(drawn.lines)), strict=True
+        drawn.lines, drawn.weights, expert_colours(len(drawn.lines)), strict=True
     ):
         _faded(ax, x, line, weight, colour)
     _covariate_axis(ax, x)
@@ -178,7 +169,7 @@ def _limits(y: np.ndarray, low: np.ndarray, high: np.ndarray) -> tuple[float, fl
 def _draw_lower(ax: Axes, drawn: _Drawn) -> None:
     x, band = drawn.x, drawn.curves.probability
     k = len(band.centre)
-    for i, colour in enumerate(_colours(k)):
+    for i, colour in enumerate(expert_colours(k)):
         ax.fill_between(x, band.low[i], band.high[i], color=colour, lw=0, alpha=0.22)
         ax.plot(x, band.centre[i], color=colour, lw=1.4, label=f"expert {i}")
     _covariate_axis(ax, x)
@@ -189,7 +180,7 @@ def _draw_lower(ax: Axes, drawn: _Drawn) -> None:
     peaks = [(_PAD + _peak(share)) / (1 + 2 * _PAD) * _WIDTH for share in band.centre]
     size = 0.56 if k <= 8 else _WIDTH / k
     for name, at, colour in zip(
-        names, spread_out(peaks, size, 0, _WIDTH), _colours(k), strict=True
+        names, spread_out(peaks, size, 0, _WIDTH), expert_colours(k), strict=True
     ):
         ax.annotate(
             name, (at / _WIDTH, 1), xycoords="axes fraction", xytext=(0, 4),

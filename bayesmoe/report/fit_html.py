@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from bayesmoe.core.selection import listed
 from bayesmoe.diagnostics.analysis import Analysis, estimates, mle_errors, posterior_summary
-from bayesmoe.diagnostics.checks import Verdict
+from bayesmoe.diagnostics.checks import INFLUENCE, Verdict, power_scaling
 from bayesmoe.diagnostics.stored_fit import StoredFit, data_digest
 from bayesmoe.inference.point import Fit
+from bayesmoe.report._dependence import MOST as SHOWN
 from bayesmoe.report._findings import CLOSE, find_optima, find_troubles
+from bayesmoe.report.dependence_figure import averaged_text
 from bayesmoe.report.html import environment, svg
+from bayesmoe.report.pairs_figure import MOST as PAIRED
+from bayesmoe.report.pairs_figure import paired_covariates
 from bayesmoe.report.style import ESTIMATOR_LABELS, STATUS_LABELS, Number, size_text
 
 _VERDICTS = {
@@ -28,15 +33,15 @@ _VERDICTS = {
 Row = dict[str, Any]
 
 
-def render_fit(stored: StoredFit, figure: Figure, calibration: Figure, optima: Figure) -> str:
+def render_fit(stored: StoredFit, figures: Mapping[str, Figure]) -> str:
     """The report of a fit as one HTML page that needs nothing else.
 
     Parameters
     ----------
     stored
         The request and its analysis, as `load_fit` returns them.
-    figure, calibration, optima
-        From `fit_figure`, `pit_figure` and `optima_figure`.
+    figures
+        From `fit_figures`; those that are not among them are left out.
 
     Returns
     -------
@@ -58,10 +63,13 @@ def render_fit(stored: StoredFit, figure: Figure, calibration: Figure, optima: F
         troubles=find_troubles(analysis),
         estimates=estimate_rows(analysis),
         errors_missing="" if analysis.mle.converged else STATUS_LABELS[_status(analysis.mle)],
-        figure={"source": svg(figure), "caption": _caption(stored), "alt": _alternative(analysis)},
+        figures={
+            name: {"source": svg(figure), **_WORDS[name](stored)._asdict()}
+            for name, figure in figures.items()
+        },
+        without=_without(stored, "dependence" in figures),
         checks=analysis.checks.checks,
-        calibration={"source": svg(calibration), "caption": _CALIBRATION, "alt": _CALIBRATION_ALT},
-        optima={"source": svg(optima), "caption": _OPTIMA, "alt": _optima_alternative(analysis)},
+        sensitivity=sensitivity_rows(analysis),
         starts=_start_rows(analysis),
         settings=_settings(stored),
         versions=json.loads(attributes["versions"]).items(),
@@ -70,44 +78,135 @@ def render_fit(stored: StoredFit, figure: Figure, calibration: Figure, optima: F
     )  # fmt: skip
 
 
-def _caption(stored: StoredFit) -> str:
+# --- figures in words
+
+
+class _Words(NamedTuple):
+    """The caption of a figure, and what it shows where it cannot be seen."""
+
+    caption: str
+    alt: str
+
+
+def _fit_words(stored: StoredFit) -> _Words:
+    analysis = stored.analysis
     straight = "" if stored.request.formulas else "straight "
-    return (
+    y, axis = analysis.table.y.name, analysis.axis
+    first = analysis.table.x.columns[0] if axis is None else axis.name
+    return _Words(
         f"Above: observations, coloured by the expert that is responsible for them; {straight}"
         "lines are the experts of the MAP; grey bands are the posterior's. Below: gate "
-        "probabilities. Experts have the numbers of the table."
+        "probabilities. Experts have the numbers of the table.",
+        f"{y} against {first}: data, the experts' lines, posterior mean and bands; below, gates.",
     )
 
 
-_CALIBRATION = (
-    "Where each observation lies in what all other rows predict of it, from 0 (below all that was "
-    "expected) to 1 (above). If the model is right, points fill the square evenly at every "
-    "covariate: black lines, the quartiles of neighbouring rows, lie on the grey ones."
-)
-_CALIBRATION_ALT = "P(Y at most y given x) of rows left out, against each covariate."
-_OPTIMA = (
-    "How far below the best every start ended, the highest first; each further height is another "
-    "optimum, and says how many starts ended there. Trust the best if many starts share it; optima "
-    "above the dashed line are hardly told apart from it by the data. Grey shapes are no optima."
-)
+def _dependence_words(stored: StoredFit) -> _Words:
+    x, formulas = stored.analysis.table.x, stored.request.formulas
+    d, y = x.shape[1], stored.analysis.table.y.name
+    what = "column" if formulas else "covariate"
+    shown = f" Shown are the first {SHOWN} of {d} covariates." if d > SHOWN and not formulas else ""
+    return _Words(
+        f"What the model says of the mean of {y} if one {what} is set to a value in every row, all "
+        "else in the rows as observed (partial dependence, Friedman 2001), and of the gate "
+        f"probabilities below: averages over {averaged_text(stored.analysis)}, posterior mean and "
+        "90 % bands. Ticks are rows; where there are none, or where covariates go together, "
+        f"averages are over rows that do not occur.{shown}",
+        f"Partial dependence of the mean of {y} and of the gate probabilities on each {what}.",
+    )
 
 
-def _optima_alternative(analysis: Analysis) -> str:
-    """How many starts found the best, in words."""
+def _pairs_words(stored: StoredFit) -> _Words:
+    analysis = stored.analysis
+    names = [str(name) for name in analysis.table.x.columns]
+    shown = paired_covariates(analysis)
+    left = [name for j, name in enumerate(names) if j not in shown]
+    others = ", all other covariates at their medians" if len(names) > 2 else ""
+    rule = (
+        f" Shown are the {PAIRED} covariates along which most of the gate's probability changes "
+        f"hands, from their first to their last decile; left out: {_listed(left)}."
+        if left
+        else ""
+    )
+    return _Words(
+        "Rows over each pair of covariates, coloured by the expert that is responsible for them; "
+        f"behind them the gate probabilities of the MAP in the same colours{others}. At the grey "
+        f"lines another expert becomes the most probable.{rule}",
+        f"Rows over pairs of {_listed([names[j] for j in shown])}, by expert, and gates behind.",
+    )
+
+
+def _calibration_words(stored: StoredFit) -> _Words:
+    return _Words(
+        "Where each observation lies in what all other rows predict of it, from 0 (below all that "
+        "was expected) to 1 (above). If the model is right, points fill the square evenly at every "
+        "covariate: black lines, the quartiles of neighbouring rows, lie on the grey ones.",
+        "P(Y at most y given x) of rows left out, against each covariate.",
+    )
+
+
+def _residual_words(stored: StoredFit) -> _Words:
+    return _Words(
+        "The same as standard normal numbers, each as far out as the observation is in what all "
+        "other rows predict (quantile residuals, Dunn & Smyth 1996). Plain differences from the "
+        "mean have no common shape under a mixture; these are standard normal at every covariate "
+        "if the model is right: black lines, mean and one standard deviation of neighbouring rows, "
+        "lie on the grey ones, and few points are beyond the dotted ones at ± 2. Colours are those "
+        "of the responsible experts.",
+        "Quantile residuals of rows left out, against each covariate, by expert.",
+    )
+
+
+def _influence_words(stored: StoredFit) -> _Words:
+    (told,) = [c.text for c in stored.analysis.checks.checks if c.name == INFLUENCE]
+    return _Words(
+        "How unevenly draws would have to be weighted to leave a row out. Above the dashed line "
+        "the posterior without the row may differ from this one: look at these rows first. Row 1 "
+        "is the first one below the heading of the table.",
+        f"Pareto k of each row against its number: {told}.",
+    )
+
+
+def _optima_words(stored: StoredFit) -> _Words:
     found = [
         f"{ESTIMATOR_LABELS[name]}: {optima.reached} of {optima.total} starts found the best"
         for name, optima in (
-            ("mle", find_optima(analysis.mle)), ("map", find_optima(analysis.map))
+            ("mle", find_optima(stored.analysis.mle)), ("map", find_optima(stored.analysis.map))
         )
     ]  # fmt: skip
-    return f"Heights at which the starts ended, below the best. {'; '.join(found)}."
+    return _Words(
+        "How far below the best every start ended, the highest first; each further height is "
+        "another optimum, and says how many starts ended there. Trust the best if many starts "
+        "share it; optima above the dashed line are hardly told apart from it by the data. Grey "
+        "shapes are no optima.",
+        f"Heights at which the starts ended, below the best. {'; '.join(found)}.",
+    )
 
 
-def _alternative(analysis: Analysis) -> str:
-    """What the figure shows, in words."""
-    y, axis = analysis.table.y.name, analysis.axis
-    first = analysis.table.x.columns[0] if axis is None else axis.name
-    return f"{y} against {first}: data, the experts' lines, posterior mean and bands; below, gates."
+_WORDS: dict[str, Callable[[StoredFit], _Words]] = {
+    "fit": _fit_words,
+    "dependence": _dependence_words,
+    "pairs": _pairs_words,
+    "calibration": _calibration_words,
+    "residuals": _residual_words,
+    "influence": _influence_words,
+    "optima": _optima_words,
+}
+
+
+def _without(stored: StoredFit, drawn: bool) -> list[str]:
+    """What is not drawn of the columns of a formula, if they are several, and why."""
+    axis = stored.analysis.axis
+    if not stored.request.formulas or (axis is not None and not axis.held):
+        return []
+    pairs = "Pairs are drawn of columns only, not where a formula made the covariates."
+    if drawn:
+        return [pairs]
+    along = (
+        "There is no figure along each column of the formula: rows at other values of a column "
+        "were not stored with this fit. Fit again to have it."
+    )
+    return [along, pairs]
 
 
 # --- sentences
@@ -149,6 +248,29 @@ def _status(fit: Fit) -> str:
 
 
 # --- tables
+
+
+_DIAGNOSES = {
+    "✓": ("the prior hardly moves it", 0),
+    "potential prior-data conflict": ("prior and data both move it: they may disagree", 1),
+    "potential strong prior / weak likelihood": ("the prior moves it, the data hardly do", 2),
+}
+
+
+def sensitivity_rows(analysis: Analysis) -> list[Row]:
+    """One row per parameter: how far prior and likelihood move it, and what that says in words.
+
+    None if the posterior has no group ``log_prior``.
+    """
+    if "log_prior" not in analysis.posterior.children:
+        return []
+    table = power_scaling(analysis.model.gate, analysis.posterior)
+    rows: list[Row] = []
+    for name, row in table.iterrows():
+        text, order = _DIAGNOSES[row["diagnosis"]]
+        numbers = [Number(_number(row[part], 2), row[part]) for part in ("prior", "likelihood")]
+        rows.append({"name": str(name), "numbers": numbers, "text": text, "order": order})
+    return rows
 
 
 _SHOWN = ("mean", "eti90_lb", "eti90_ub", "ess_bulk", "r_hat")
@@ -214,6 +336,11 @@ def _start_rows(analysis: Analysis) -> list[Row]:
     return rows
 
 
+def dropped_text(n_dropped: int | None) -> str:
+    """That rows were left out, for the end of a count of the others."""
+    return f"; {n_dropped} that lack a value were left out, and have no number" if n_dropped else ""
+
+
 def _selected(stored: StoredFit) -> list[tuple[str, str]]:
     """What gate and experts were asked to depend on, where that is not all covariates."""
     names = [str(name) for name in stored.analysis.table.x.columns]
@@ -234,7 +361,7 @@ def _settings(stored: StoredFit) -> list[tuple[str, str]]:
         ("Response", request.response),
         ("Covariates", ", ".join(map(str, stored.analysis.table.x.columns))),
         *_selected(stored),
-        ("Rows", size_text(len(stored.analysis.table.y))),
+        ("Rows", f"{size_text(len(stored.analysis.table.y))}{dropped_text(request.n_dropped)}"),
         ("Gate", stored.analysis.model.gate.label),
         ("Experts", str(request.n_experts)),
         ("Prior", request.prior),

@@ -8,24 +8,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
 
-from bayesmoe.data.table import read_table
+from bayesmoe.data.table import Table, read_table
 from bayesmoe.diagnostics.analysis import Analysis, analyse
 from bayesmoe.diagnostics.comparison import Comparison, compare_models
 from bayesmoe.diagnostics.posterior import sample_posterior
-from bayesmoe.diagnostics.stored_fit import FitRequest
+from bayesmoe.diagnostics.requests import FitRequest
 from bayesmoe.inference.annealing import Annealing, anneal
 from bayesmoe.models import moe
 from bayesmoe.report.annealing_figure import annealing_figure
 from bayesmoe.report.compare_figure import compare_figure
+from bayesmoe.report.dependence_figure import dependence_figure
 from bayesmoe.report.figures import study_figures
-from bayesmoe.report.fit_figure import fit_figure
+from bayesmoe.report.fit_figures import fit_figures
 from bayesmoe.report.html import environment, svg
-from bayesmoe.report.optima_figure import optima_figure
-from bayesmoe.report.pit_figure import pit_figure
+from bayesmoe.report.pairs_figure import pairs_figure
 from bayesmoe.report.ray_figure import Series, ray_figure
 from bayesmoe.study.scenario import scenario
 
@@ -37,6 +38,7 @@ _COMPARED, _RESPONSE = "ethanol", "nox"
 _GATES, _EXPERTS = ("softmax", "activation_dense_to_sparse"), (1, 2, 3)
 _WITH_TEMPERATURE = ("dense_to_sparse", "activation_dense_to_sparse")
 _SIZES = (300, 3000)  # of the posteriors along the ray
+_PLANE_SIZE = 400
 _REM_PER_INCH = 6.0  # images keep their size, so that texts of all figures are as large
 
 Observe = Callable[[str], None]
@@ -48,7 +50,9 @@ class Models(NamedTuple):
     Attributes
     ----------
     fit
-        From `analyse`.
+        From `analyse`, by one covariate.
+    plane
+        From `analyse`, by two.
     comparison
         From `bayesmoe.compare_models`.
     annealings
@@ -58,6 +62,7 @@ class Models(NamedTuple):
     """
 
     fit: Analysis
+    plane: Analysis
     comparison: Comparison
     annealings: Sequence[Annealing]
     rays: Sequence[Series]
@@ -92,17 +97,39 @@ def compute(observe: Observe = lambda text: None) -> Models:
     """Fit, compare, anneal and sample the shipped data; ``observe`` is told what is begun."""
     observe(f"{FIT.data}: MLE, MAP and posterior")
     fit = _fit()
+    observe("two covariates: MLE, MAP and posterior")
+    plane = _fit_plane()
     comparison = _compare(lambda text: observe(f"{_COMPARED}: {text}"))
     observe(f"{FIT.data}: annealing")
     annealings = _anneal()
     observe("posteriors along a ray, and where there is none")
-    return Models(fit, comparison, annealings, _sample())
+    return Models(fit, plane, comparison, annealings, _sample())
 
 
 def _fit() -> Analysis:
     table = read_table(FIT.data, FIT.response)
     model = FIT.model([str(name) for name in table.x.columns])
     return analyse(model, table, key=FIT.seed)
+
+
+def _fit_plane() -> Analysis:
+    x, y = (np.asarray(part) for part in scenario("plane").simulate(0, _PLANE_SIZE))
+    table = Table(pd.DataFrame(x, columns=["u", "v"]), pd.Series(y, name="y"))
+    return analyse(moe("softmax", 2), table)
+
+
+_PLANE = f"""\
+import numpy as np
+import pandas as pd
+
+import bayesmoe as bm
+from bayesmoe.data.table import Table
+from bayesmoe.diagnostics.analysis import analyse
+from bayesmoe.report.NAME_figure import NAME_figure
+
+x, y = (np.asarray(part) for part in bm.scenario("plane").simulate(0, {_PLANE_SIZE}))
+table = Table(pd.DataFrame(x, columns=["u", "v"]), pd.Series(y, name="y"))
+NAME_figure(analyse(bm.moe("softmax", 2), table))"""
 
 
 def _compare(observe: Observe) -> Comparison:
@@ -142,6 +169,7 @@ def _sample() -> list[Series]:
 
 _SAMPLE = f"""\
 import bayesmoe as bm
+from bayesmoe.report.pairs_figure import pairs_figure
 from bayesmoe.report.ray_figure import Series, ray_figure
 
 series = []
@@ -185,6 +213,40 @@ _STUDY = {
 }
 
 
+_FIT = {
+    "fit": (
+        "A fit",
+        "Data, the experts' lines at the MAP, posterior bands, and gate probabilities below.",
+    ),
+    "calibration": (
+        "Calibration",
+        "Each observation among what the others predict of it: points should fill the square.",
+    ),
+    "residuals": (
+        "Residuals",
+        "How far each observation is off, as a standard normal number if the model is right.",
+    ),
+    "influence": (
+        "Influence of rows",
+        "Pareto k of each row: above the line, the posterior hangs on it.",
+    ),
+    "optima": (
+        "Optima by start",
+        "How far below the best every start ended, and how many found each optimum.",
+    ),
+}
+_TWO = {
+    "dependence": (
+        "Along each covariate",
+        "Partial dependence: mean response and gate probabilities, all else as observed.",
+    ),
+    "pairs": (
+        "Pairs of covariates",
+        "Which expert is at work where: rows by expert, and gate probabilities behind them.",
+    ),
+}
+
+
 def draw(results: xr.Dataset, slopes: pd.DataFrame, models: Models) -> list[Picture]:
     """All pictures, those of the study first.
 
@@ -202,28 +264,23 @@ def draw(results: xr.Dataset, slopes: pd.DataFrame, models: Models) -> list[Pict
         title = f"{title}, k = {number}" if number else title
         recipe = f"bayesmoe study run {PLAN} --out results/{PLAN}  # figures/{name}.svg"
         found.append(Picture(name, title, caption, recipe, figure))
-    return [*found, *_draw_fit(models.fit), *_draw_others(models)]
+    return [*found, *_draw_fit(models.fit), *_draw_plane(models.plane), *_draw_others(models)]
 
 
 def _draw_fit(fit: Analysis) -> list[Picture]:
     command = FIT.command(f"results/{FIT.data}")
     return [
-        Picture(
-            "fit", "A fit",
-            "Data, the experts' lines at the MAP, posterior bands, and gate probabilities below.",
-            f"{command}  # fit.svg", fit_figure(fit),
-        ),
-        Picture(
-            "calibration", "Calibration",
-            "Each observation among what the others predict of it: points should fill the square.",
-            f"{command}  # calibration.svg", pit_figure(fit),
-        ),
-        Picture(
-            "optima", "Optima by start",
-            "How far below the best every start ended, and how many found each optimum.",
-            f"{command}  # optima.svg", optima_figure(fit.mle, fit.map),
-        ),
-    ]  # fmt: skip
+        Picture(name, *_FIT[name], f"{command}  # {name}.svg", figure)
+        for name, figure in fit_figures(fit).items()
+    ]
+
+
+def _draw_plane(plane: Analysis) -> list[Picture]:
+    figures = {"dependence": dependence_figure(plane), "pairs": pairs_figure(plane)}
+    return [
+        Picture(name, *_TWO[name], _PLANE.replace("NAME", name), figure)
+        for name, figure in figures.items()
+    ]
 
 
 def _draw_others(models: Models) -> list[Picture]:

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from bayesmoe.data.table import Table
 from bayesmoe.diagnostics.analysis import Analysis, estimates, mle_errors, posterior_summary
 from bayesmoe.diagnostics.checks import Checks
-from bayesmoe.diagnostics.comparison import Comparison
+from bayesmoe.diagnostics.stored_comparison import StoredComparison
 from bayesmoe.diagnostics.stored_fit import StoredFit, data_digest
 from bayesmoe.inference.point import Fit
 from bayesmoe.report._findings import find_troubles
@@ -32,7 +33,7 @@ def fit_json(stored: StoredFit, directory: Path) -> str:
     return _dumps(
         {
             "request": stored.request._asdict(),
-            "data": {"rows": len(analysis.table.y), "sha256": data_digest(analysis.table)},
+            "data": _data(analysis.table),
             "mle": _point(analysis.mle),
             "map": _point(analysis.map),
             "posterior": {name: attributes[name] for name in ("status", "max_rhat", "min_ess")},
@@ -44,15 +45,19 @@ def fit_json(stored: StoredFit, directory: Path) -> str:
     )
 
 
-def comparison_json(comparison: Comparison, directory: Path) -> str:
-    """One object about a comparison: ``models``, ``recommended``, ``text`` and ``directory``.
+def comparison_json(stored: StoredComparison, directory: Path) -> str:
+    """One object about a comparison.
 
-    ``models`` has a row per model with the columns of `Comparison.to_frame`, in its order.
+    Keys ``request``, ``data``, ``models``, ``recommended``, ``text`` and ``directory``; ``models``
+    has a row per model with the columns of `Comparison.to_frame`, in its order.
     """
+    comparison = stored.comparison
     frame = comparison.to_frame()
     checks = {assessment.name: assessment.checks for assessment in comparison.assessments}
     return _dumps(
         {
+            "request": stored.request._asdict(),
+            "data": _data(comparison.table),
             "models": [
                 {"model": str(name), **row, "all_checks": _checks(checks[str(name)])}
                 for name, row in zip(frame.index, frame.to_dict("records"), strict=True)
@@ -62,6 +67,10 @@ def comparison_json(comparison: Comparison, directory: Path) -> str:
             "directory": str(directory),
         }
     )
+
+
+def _data(table: Table) -> dict[str, Any]:
+    return {"rows": len(table.y), "sha256": data_digest(table)}
 
 
 def _point(fit: Fit) -> dict[str, Any]:
