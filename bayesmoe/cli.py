@@ -146,7 +146,8 @@ def fit(
             found.n_dropped,
         )
         model = request.model(found.columns)
-        analysis = analyse(model, found.table, key=seed, axis=found.axis)
+        analysis = analyse(model, found.table, key=seed, axis=found.axis, observe=_tell)
+    _tell("report")
     write_analysis(out, request, analysis)
     if as_json:
         typer.echo(fit_json(StoredFit(request, analysis), out))
@@ -204,7 +205,7 @@ def compare(
             request.models(found.columns),
             found.table,
             key=seed,
-            observe=lambda text: typer.echo(text, err=True),
+            observe=_tell,
         )
     stored = StoredComparison(request, comparison)
     write_comparison(out, stored)
@@ -251,6 +252,11 @@ def identify(
         known = _truth(truth, gate, options)
         found = find_identification(model, known, split=split, free_reference=free_reference)
     print_identification(found, known)
+
+
+def _tell(text: str) -> None:
+    """Progress goes to stderr, so that stdout has results alone."""
+    typer.echo(text, err=True)
 
 
 def _whole_numbers(text: str) -> tuple[int, ...]:

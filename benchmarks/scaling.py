@@ -1,7 +1,8 @@
-"""How time and memory grow: with n from 10^4 to 10^7, with k and with d.
+"""How time and memory grow: with n from 10^4 to 10^7, with k and with d; and one large data set.
 
 The sizes are measured in a process of their own, whose peak of memory is that of all of it: data,
-evaluations and fits. Fits start near the truth and have as many experts as it.
+evaluations and fits. Fits start near the truth and have as many experts as it. So is the large data
+set, which is fitted as a user would fit it: agnostic starts, compilation included.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ GRID = ((2, 1), (4, 1), (8, 1), (2, 2), (2, 4), (2, 8), (8, 8))  # (k, d)
 GRID_SIZE = 10_000
 N_ROUNDS = 3
 MOST_MEMORY = 6.0  # GiB
+LARGE = {"n": 10**6, "k": 4, "d": 10}
+LARGE_MINUTES, LARGE_MEMORY = 3.0, 8.0  # at most; memory in GiB
 
 _evaluate = jax.jit(evaluate_log_likelihood, static_argnums=0)
 
@@ -54,6 +57,7 @@ class _Case(NamedTuple):
 def entries() -> Iterator[Entry]:
     """Growth in n, with slopes and the peak of memory, then in k and d."""
     yield from _growth_in_n()
+    yield from _large()
     times = {cell: _cell(*cell) for cell in GRID}
     for (k, d), (evaluation, fit, text) in times.items():
         what = (
@@ -68,9 +72,7 @@ def entries() -> Iterator[Entry]:
 
 
 def _growth_in_n() -> Iterator[Figure]:
-    command = [sys.executable, "-m", "benchmarks.scaling"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    measured = json.loads(done.stdout.splitlines()[-1])
+    measured = _alone("sizes")
     for what in ("evaluation", "fit"):
         times = np.array(measured[what])  # (round, size)
         for n, each in zip(SIZES, times.T, strict=True):
@@ -90,6 +92,44 @@ def _growth_in_n() -> Iterator[Figure]:
     )  # fmt: skip
 
 
+def _large() -> Iterator[Figure]:
+    measured, (n, k, d) = _alone("large"), LARGE.values()
+    what = f"n = {n:.0e}, k = {k}, d = {d}, as by default"
+    yield Figure(
+        f"MLE: {what}, first call",
+        f"{measured['seconds']:.0f} s ({measured['ending']})",
+        f"under {LARGE_MINUTES:g} minutes", measured["seconds"] < 60 * LARGE_MINUTES,
+    )  # fmt: skip
+    yield Figure(
+        f"peak of memory, {what}, data included",
+        f"{measured['memory']:.2f} GiB", f"under {LARGE_MEMORY:g} GiB",
+        measured["memory"] < LARGE_MEMORY,
+    )  # fmt: skip
+
+
+def _measure_large() -> dict[str, Any]:
+    """Seconds of one call of `fit_mle`, how its starts ended, and the peak in GiB."""
+    x, y = map(np.asarray, _truth(LARGE["k"], LARGE["d"]).simulate(1, LARGE["n"]))
+    fit, elapsed = timed(partial(bm.fit_mle, bm.moe("softmax", LARGE["k"]), x, y))
+    best = np.asarray(fit.starts.objective) > fit.log_likelihood - 0.01
+    ending = f"{fit.status.name.lower()}; {best.sum()} of {best.size} starts reached the best"
+    return {"seconds": elapsed, "ending": ending, "memory": _peak_memory()}
+
+
+def _alone(what: str) -> dict[str, Any]:
+    """What this module measures in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.scaling", what]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def _peak_memory() -> float:
+    """Of this process, in GiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, on macOS bytes
+    return float(peak) / (2**30 if sys.platform == "darwin" else 2**20)
+
+
 def _measure_growth_in_n() -> dict[str, Any]:
     """Seconds ``(round, size)`` of evaluations and of fits, by turns, and the peak in GiB."""
     cases = [_case_of_size(n) for n in SIZES]
@@ -99,9 +139,8 @@ def _measure_growth_in_n() -> dict[str, Any]:
     for call in calls:
         seconds(call)
     evaluations = [[seconds(call) for call in calls] for _ in range(N_ROUNDS)]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, on macOS bytes
-    gib = peak / (2**30 if sys.platform == "darwin" else 2**20)
-    return {"evaluation": evaluations, "fit": fits, "ending": endings, "memory": gib}
+    memory = _peak_memory()
+    return {"evaluation": evaluations, "fit": fits, "ending": endings, "memory": memory}
 
 
 def _case_of_size(n: int) -> _Case:
@@ -153,4 +192,5 @@ def _short(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps(_measure_growth_in_n()))
+    measure = {"sizes": _measure_growth_in_n, "large": _measure_large}[sys.argv[1]]
+    print(json.dumps(measure()))

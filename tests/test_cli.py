@@ -102,8 +102,8 @@ def test_a_fit_misused_says_so_in_one_line(
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ("1,2\n2,\n3,4\n", "'y' has 1 values that are missing or infinite, the first in row 2"),
-        ("1,2\ninf,3\n3,4\n", "'x' has 1 values that are missing or infinite"),
+        ("1,2\n2,\n3,4\n", "'y' has a value that is missing or infinite, in row 2"),
+        ("1,2\ninf,3\n3,4\n", "'x' has a value that is missing or infinite"),
         ("1,2\nblue,3\n3,4\n", "'x' is not numeric: row 2 is 'blue'"),
         ("1,2\n1,3\n1,4\n", "'x' has the one distinct value 1"),
         ("1,2\n2,2\n3,2\n", "'y' has the one distinct value 2"),

@@ -58,9 +58,9 @@ def test_the_data_sets_ship(name: str, rows: int) -> None:
         ("y\n1\n2\n", ("y",), r"no column beside 'y'"),
         ("x,x,y\n1,2,3\n4,5,6\n", ("y",), r"two columns named 'x'; rename"),
         ("x,y\n1,2\nred,4\n", ("y",), r"'x' is not numeric: row 2 is 'red'.*--covariate"),
-        ("x,y\n1,2\n,4\n", ("y",), r"'x' has 1 values that are missing .* in row 2"),
-        ("x,y\n1,nan\n2,4\n3,NA\n", ("y",), r"'y' has 2 values that are missing .* row 1"),
-        ("x,y\n1,2\ninf,4\n", ("y",), r"'x' has 1 values .* infinite, the first in row 2"),
+        ("x,y\n1,2\n,4\n", ("y",), r"'x' has a value that is missing .* in row 2"),
+        ("x,y\n1,nan\n2,4\n3,NA\n", ("y",), r"'y' has 2 values that are missing .* rows 1, 3"),
+        ("x,y\n1,2\ninf,4\n", ("y",), r"'x' has a value .* infinite, in row 2"),
         ("x,y\n1,2\n1,4\n", ("y",), r"'x' has the one distinct value 1"),
         ("x,y\n1,2\n3,2\n", ("y",), r"'y' has the one distinct value 2"),
         ("x,y\n", ("y",), r"has a header but no rows"),
@@ -81,7 +81,7 @@ HOLES = "x,y,z,note\n1,2,,a\nNA,2,1,b\n3, ,2,c\n4,5,3,\n5,7,nan,d\n6,1,4,e\n"
 def test_rows_that_lack_a_value_are_left_out_if_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
     path.write_text(HOLES)
-    with pytest.raises(ValueError, match=r"'x' has 1 values .* in row 2; .*drop_missing=True"):
+    with pytest.raises(ValueError, match=r"'x' has a value .* in row 2; .*drop_missing=True"):
         read_table(str(path), "y", ["x"])
     x, y = read_table(str(path), "y", ["x", "z"], drop_missing=True)
     assert x.to_dict("list") == {"x": [4.0, 6.0], "z": [3.0, 4.0]}
@@ -93,7 +93,7 @@ def test_rows_that_lack_a_value_are_left_out_if_asked_for(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ("1,2\n,3\ninf,4\n", "'x' has 1 values that are missing or infinite, the first in row 3"),
+        ("1,2\n,3\ninf,4\n", "'x' has a value that is missing or infinite, in row 3"),
         ("1,2\n,3\nblue,4\n", "'x' is not numeric: row 3 is 'blue'"),
         ("1,2\n1,3\n,4\n", "'x' has the one distinct value 1"),
         (",2\n1,\n", "every row lacks a value in one of x, y"),
@@ -152,7 +152,7 @@ def test_numbers_of_a_parquet_file_lose_no_digit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"x": [1.0, None, 3.0], "y": [1, 2, 4]}, "'x' has 1 values that are missing .* in row 2"),
+        ({"x": [1.0, None, 3.0], "y": [1, 2, 4]}, "'x' has a value that is missing .* in row 2"),
         ({"x": [1.0, 2.0, 3.0], "y": ["1", "b", None]}, "'y' is not numeric: row 2 is 'b'"),
         ({"x": [], "y": []}, "no rows"),
     ],
@@ -187,7 +187,7 @@ def test_formulas_take_frames_of_polars() -> None:
     pd.testing.assert_series_equal(ours.y, theirs.y)
     new = {"u": [3.0], "s": ["b"]}
     pd.testing.assert_frame_equal(ours.at(polars.DataFrame(new)), theirs.at(pd.DataFrame(new)))
-    with pytest.raises(ValueError, match="'u' has 1 values that are missing"):
+    with pytest.raises(ValueError, match="'u' has a value that is missing"):
         bm.design("y ~ u", polars.DataFrame({"u": [1.0, None], "y": [1.0, 2.0]}))
 
 

@@ -13,6 +13,7 @@ import pandas as pd
 from bayesmoe.data.frames import read_parquet
 
 _PARQUET = (".parquet", ".pq")
+_SHOWN = 5  # rows in an error
 _MISSING = ("", "na", "nan", "null")
 
 
@@ -191,13 +192,20 @@ def numbers_or_levels(texts: pd.Series) -> pd.Series:
 
 
 def check_present(name: str, bad: pd.Series | np.ndarray) -> None:
-    """Raise ValueError if any value is bad, with their count and the first row, from 1."""
+    """Raise ValueError if any value is bad, with their count and their rows, from 1."""
     if np.any(bad):
         raise ValueError(
-            f"column {name!r} has {int(np.sum(bad))} values that are missing or infinite, the "
-            f"first in row {int(np.argmax(bad)) + 1}; remove or impute these rows first, or leave "
-            "out those with a missing value (--drop-missing, drop_missing=True)"
+            f"column {name!r} has {_told(np.flatnonzero(bad) + 1)}; remove or impute first what is "
+            "missing, or leave out those rows (--drop-missing, drop_missing=True)"
         )
+
+
+def _told(rows: np.ndarray) -> str:
+    if len(rows) == 1:
+        return f"a value that is missing or infinite, in row {rows[0]}"
+    shown = ", ".join(map(str, rows[:_SHOWN]))
+    more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
+    return f"{len(rows)} values that are missing or infinite, in rows {shown}{more}"
 
 
 def drop_incomplete(frame: pd.DataFrame) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import NamedTuple
 
 import arviz_stats
@@ -15,7 +16,7 @@ from xarray import DataTree
 from bayesmoe.core.gate import Gate
 from bayesmoe.core.measure import FIELDS, MixingMeasure
 from bayesmoe.core.model import MoE
-from bayesmoe.core.validate import as_key
+from bayesmoe.core.validate import as_key, check_estimable, check_observations
 from bayesmoe.data.table import Axis, Table
 from bayesmoe.diagnostics.alignment import align
 from bayesmoe.diagnostics.checks import Checks, check_posterior
@@ -58,9 +59,16 @@ class Analysis(NamedTuple):
 
 
 def analyse(
-    model: MoE, table: Table, *, key: Array | int = 0, axis: Axis | None = None
+    model: MoE,
+    table: Table,
+    *,
+    key: Array | int = 0,
+    axis: Axis | None = None,
+    observe: Callable[[str], None] = lambda text: None,
 ) -> Analysis:
     """Fit MLE and MAP, then sample the posterior from the MAP.
+
+    ``observe`` is called with a line of text before every lengthy step.
 
     Raises
     ------
@@ -68,12 +76,18 @@ def analyse(
         If the prior is improper or the data cannot determine the model; nothing is computed then.
     """
     check_proper(model)
+    rows = check_observations(table.x, table.y)
+    check_estimable(*rows, model.layout(table.x.shape[1]).size)
     fit_key, sample_key = jax.random.split(as_key(key))
     prior_key = jax.random.fold_in(sample_key, 1)
     x, y = table.x.to_numpy(), table.y.to_numpy()
+    observe("MLE")
     mle = fit_mle(model, x, y, key=fit_key)
+    observe("MAP")
     map_ = fit_map(model, x, y, key=fit_key, starts=mle.measure)
+    observe("posterior")
     posterior = sample_posterior(model, table.x, y, key=sample_key, start=map_)
+    observe("checks")
     whole = sample_prior(model, posterior, key=prior_key)
     return Analysis(
         model,
