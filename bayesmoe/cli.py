@@ -148,7 +148,7 @@ def fit(
         model = request.model(found.columns)
         analysis = analyse(model, found.table, key=seed, axis=found.axis, observe=_tell)
     _tell("report")
-    write_analysis(out, request, analysis)
+    write_analysis(out, request, analysis, found.design)
     if as_json:
         typer.echo(fit_json(StoredFit(request, analysis), out))
         return

@@ -10,7 +10,7 @@ from typing import Annotated, NamedTuple
 import pandas as pd
 import typer
 
-from bayesmoe.data.formula import make_design
+from bayesmoe.data.formula import Design, make_design
 from bayesmoe.data.table import Axis, Table, make_table, read_texts
 from bayesmoe.diagnostics.requests import NO_COVARIATE
 
@@ -43,7 +43,12 @@ class Data(NamedTuple):
     n_dropped: int | None
     gate_covariates: tuple[str, ...] | None
     expert_covariates: tuple[str, ...] | None
-    axis: Axis | None = None
+    design: Design | None = None
+
+    @property
+    def axis(self) -> Axis | None:
+        """What curves run along, where a formula made the covariates."""
+        return None if self.design is None else self.design.axis()
 
     @property
     def columns(self) -> list[str]:
@@ -106,7 +111,7 @@ def read_data(
         for numbers in (design.gate_covariates, design.expert_covariates)
     )
     n_dropped = _say_dropped(texts, design.table, drop_missing)
-    return Data(design.table, n_dropped, gates, experts, design.axis())
+    return Data(design.table, n_dropped, gates, experts, design)
 
 
 def _say_dropped(texts: pd.DataFrame, table: Table, drop_missing: bool) -> int | None:

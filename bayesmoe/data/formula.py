@@ -73,6 +73,17 @@ class Design:
         }
 
     @property
+    def columns(self) -> pd.DataFrame:
+        """The columns of the frame that terms are computed from, as terms see them."""
+        return self._training.data[list(self._training.parsed.covariates)]
+
+    @property
+    def levels(self) -> dict[str, list[Any]]:
+        """Of each of these columns that has levels, which these are."""
+        return {name: self._training.levels[name] for name in self.columns
+                if name in self._training.levels}  # fmt: skip
+
+    @property
     def table(self) -> Table:
         """x and y."""
         return Table(self.x, self.y)

@@ -1,7 +1,7 @@
 """Sweeps of the columns that a formula derived covariates from, and keeping them beside a fit.
 
 The fit alone has the terms of the formula, not the columns: rows at other values of a column are
-computed from the data when the fit is written, and stored.
+computed by the formula when the fit is written, and stored.
 """
 
 from __future__ import annotations
@@ -16,10 +16,7 @@ import pandas as pd
 import xarray as xr
 from xarray import DataTree
 
-from bayesmoe.data.formula import Design, FormulaError, make_design
-from bayesmoe.data.grammar import parse
-from bayesmoe.data.table import drop_incomplete, numbers_or_levels, read_texts
-from bayesmoe.diagnostics.requests import FitRequest
+from bayesmoe.data.formula import Design, FormulaError
 from bayesmoe.report._dependence import MOST, ROWS, Sweep, points_along
 from bayesmoe.report._panels import chosen_rows
 
@@ -29,43 +26,19 @@ COLUMNS = "columns.nc"
 _ENGINE: Final = "h5netcdf"
 
 
-def formula_sweeps(request: FitRequest, x: pd.DataFrame) -> list[Sweep]:
-    """Sweeps of the first `MOST` columns of a request with a formula, over up to `ROWS` rows.
+def formula_sweeps(design: Design) -> list[Sweep]:
+    """Sweeps of the first `MOST` columns that a formula names, over up to `ROWS` rows.
 
     Levels are set one by one; values at which a term is not finite are left out.
-
-    Parameters
-    ----------
-    request
-        What was fitted.
-    x
-        The covariates that the formula gave.
-
-    Raises
-    ------
-    ValueError
-        If the data cannot be read again, or no longer give these covariates.
     """
-    if request.formula is None:
-        raise ValueError("the request has no formula; use table_sweeps")
-    texts, drop_missing = read_texts(request.data), request.n_dropped is not None
-    design = make_design(texts, request.formula, request.gate_formula, drop_missing)
-    if not np.array_equal(design.x.to_numpy(), x.to_numpy()):
-        raise ValueError(f"{request.data} has changed since the fit; fit again")
-    parsed = parse(request.formula, request.gate_formula, list(texts.columns))
-    names = (*parsed.response_columns, *parsed.covariates)
-    frame = pd.DataFrame({name: numbers_or_levels(texts[name]) for name in names})
-    if drop_missing:
-        frame = drop_incomplete(frame)
-    found = [
-        _sweep(design, frame, name, name in parsed.categorical) for name in parsed.covariates[:MOST]
-    ]
+    frame, levels = design.columns, design.levels
+    found = [_sweep(design, frame, str(name), name in levels) for name in frame.columns[:MOST]]
     return [sweep for sweep in found if len(sweep.points) > 1]
 
 
 def _sweep(design: Design, frame: pd.DataFrame, name: str, categorical: bool) -> Sweep:
     column, labels = frame[name], list[str]()
-    if categorical or column.dtype == object:
+    if categorical:
         settings, codes = np.unique(column.to_numpy(), return_inverse=True)
         values, points, levels = codes.astype(float), np.arange(float(len(settings))), True
         labels = [_label(setting) for setting in settings.tolist()]

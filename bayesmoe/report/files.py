@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import xarray as xr
 
+from bayesmoe.data.formula import Design
 from bayesmoe.diagnostics.analysis import Analysis, estimates, posterior_summary
 from bayesmoe.diagnostics.requests import FitRequest
 from bayesmoe.diagnostics.stored_comparison import (
@@ -22,7 +23,6 @@ from bayesmoe.diagnostics.stored_comparison import (
 )
 from bayesmoe.diagnostics.stored_fit import FITS, StoredFit, load_fit, save_fit
 from bayesmoe.report._columns import formula_sweeps, load_sweeps, save_sweeps
-from bayesmoe.report._dependence import Sweep
 from bayesmoe.report.compare_figure import compare_figure
 from bayesmoe.report.compare_html import render_comparison
 from bayesmoe.report.figures import save, study_figures
@@ -61,13 +61,15 @@ def check_new(directory: Path) -> None:
         raise ValueError(f"{directory} cannot be made in {parent}; choose another --out")
 
 
-def write_analysis(directory: Path, request: FitRequest, analysis: Analysis) -> None:
+def write_analysis(
+    directory: Path, request: FitRequest, analysis: Analysis, design: Design | None = None
+) -> None:
     """Write report, estimates, starts, posterior and figures of a fit to a new directory.
 
     ``report.html``, ``estimates.csv``, ``starts.csv``, ``posterior_summary.csv``, ``checks.csv``,
     ``fits.nc``, ``posterior.nc``, and the figures of `fit_figures`, each as ``.png`` and ``.svg``,
-    are written to a hidden directory beside it, which is then renamed; with a formula, so is
-    ``columns.nc``.
+    are written to a hidden directory beside it, which is then renamed; with the design of a
+    formula, so is ``columns.nc``.
     """
     with _whole(directory) as partial:
         estimates(analysis).to_csv(partial / "estimates.csv")
@@ -76,19 +78,9 @@ def write_analysis(directory: Path, request: FitRequest, analysis: Analysis) -> 
         summary.to_csv(partial / "posterior_summary.csv")
         analysis.checks.to_frame().to_csv(partial / "checks.csv")
         save_fit(partial, request, analysis)
-        if sweeps := _columns(request, analysis):
-            save_sweeps(partial, sweeps)
+        if design is not None:
+            save_sweeps(partial, formula_sweeps(design))
         _write_fit_page(partial, StoredFit(request, analysis))
-
-
-def _columns(request: FitRequest, analysis: Analysis) -> list[Sweep]:
-    """Sweeps of the columns of a formula; none if the data are gone, which the report says."""
-    if request.formula is None:
-        return []
-    try:
-        return formula_sweeps(request, analysis.table.x)
-    except ValueError:
-        return []
 
 
 def _write_fit_page(directory: Path, stored: StoredFit) -> Path:
