@@ -8,7 +8,7 @@ PARALLEL := -n 2 --dist loadfile
 # notebooks run at the sizes that their metadata mock, compiled as tests are, see tests/conftest.py
 NOTEBOOKS := --nbmake --nbmake-timeout=600 --nbmake-kernel=quick
 
-.PHONY: study test test-fast bench docs lint format types check clean
+.PHONY: study test test-fast bench tables docs lint format types check clean
 
 study: $(VENV)/.study
 	$(BIN)/bayesmoe study run quick --out $(OUT)
@@ -24,6 +24,10 @@ test-fast: $(VENV)/.test
 bench:
 	$(MAKE) VENV=.venv-bench .venv-bench/.bench
 	.venv-bench/bin/python -m benchmarks $(BENCH)
+
+# tables and figures of the guide on the data sets, a quarter of an hour at least; `make docs` shows them
+tables: $(VENV)/.test
+	$(BIN)/python docs/tables.py
 
 docs: $(VENV)/.test
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs

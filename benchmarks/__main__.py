@@ -11,7 +11,10 @@ from rich.console import Console
 from benchmarks.table import line, machine_facts, show
 from benchmarks.timing import Entry
 
-NAMES = ("likelihood", "em", "scaling", "study", "sampling", "starts", "losses", "engine")
+NAMES = (
+    "likelihood", "em", "scaling", "study", "sampling", "starts", "losses", "engine", "data",
+    "prediction",
+)  # fmt: skip
 
 
 def main() -> None:

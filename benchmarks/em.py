@@ -6,7 +6,6 @@ go from the same starts; flexmix from random partitions, as it does.
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ import numpy as np
 from jax import Array
 
 import bayesmoe as bm
+from benchmarks.peers import missing_flexmix
 from benchmarks.timing import Entry, Figure, Row, Skipped, row, seconds, timed
 
 N, K, N_ROUNDS, N_STARTS = 10_000, 3, 3, 12
@@ -44,7 +44,7 @@ def entries() -> Iterator[Entry]:
     x, y = bm.scenario("lambda").simulate(0, N)
     engines = _engines(model, x, y)
     with tempfile.TemporaryDirectory() as folder:
-        missing = _missing_flexmix()
+        missing = missing_flexmix()
         if missing:
             yield Skipped(FLEXMIX, missing)
         else:
@@ -101,17 +101,6 @@ def _ratios(runs: dict[str, list[_Run]]) -> Iterator[Row | Figure]:
             "the best at least 4 below, or the same optimum",
             least >= 4.0 or abs(least) < SAME,
         )
-
-
-def _missing_flexmix() -> str:
-    """Why flexmix cannot be run; empty if it can."""
-    advice = "install R and flexmix, on Debian: apt-get install r-base-core r-cran-flexmix"
-    if shutil.which("Rscript") is None:
-        return f"there is no Rscript; {advice}"
-    check = subprocess.run(["Rscript", "-e", "library(flexmix)"], capture_output=True, text=True)
-    if check.returncode:
-        return f"R cannot load flexmix ({check.stderr.strip().splitlines()[-1]}); {advice}"
-    return ""
 
 
 def _write(folder: Path, x: Array, y: Array) -> Path:

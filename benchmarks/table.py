@@ -13,7 +13,10 @@ from rich.table import Table
 
 from benchmarks.timing import Entry, Figure, Row, Skipped
 
-_PACKAGES = ("bayesmoe", "jax", "jaxlib", "numpyro", "numpy", "nutpie", "pymc")
+_PACKAGES = (
+    "bayesmoe", "jax", "jaxlib", "numpyro", "numpy", "nutpie", "pymc", "cgmm", "scikit-learn",
+    "statsmodels",
+)  # fmt: skip
 _MARK = {True: "met", False: "MISSED", None: ""}
 
 

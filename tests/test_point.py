@@ -324,3 +324,56 @@ def test_a_sample_that_is_separated_leads_nowhere(few_are_many: None) -> None:
     assert all(status is Status.CONVERGED for status in fit.starts.status)
     assert np.ptp(fit.starts.objective) < 1e-8
     assert min(fit.starts.n_iterations) > 25  # from where it began, after it had run away
+
+
+# --- few observations, of which more starts are taken
+
+
+@functools.cache
+def outcrop() -> tuple[Floats, Floats]:
+    """Few rows by chance alone: the likelihood of three experts has many maxima."""
+    rng = np.random.default_rng(2)
+    return rng.normal(size=(28, 1)), rng.normal(size=28)
+
+
+def test_starts_go_on_until_some_agree_on_the_best() -> None:
+    x, y = outcrop()
+    three = model("softmax", 3)
+    twelve = fit_mle(three, x, y, key=5, n_starts=12)
+    found = fit_mle(three, x, y, key=5)
+    heights = found.starts.objective
+    np.testing.assert_array_equal(heights[:12], twelve.starts.objective)
+    n_batches, rest = divmod(len(heights), 12)
+    assert rest == 0
+
+    def agreeing(n: int) -> int:
+        return int(np.sum(heights[:n] >= np.max(heights[:n]) - 1e-6))
+
+    assert n_batches > 1
+    assert all(agreeing(12 * batch) < 3 for batch in range(1, n_batches))
+    assert agreeing(len(heights)) >= 3 or n_batches == 8
+    assert found.log_likelihood == np.max(heights) > twelve.log_likelihood + 0.1
+    best = int(np.argmax(heights))
+    oracle = oracle_of("softmax", found.measure)
+    log_likelihood = oracle.log_likelihood(oracle.theta(found.measure), x, y)
+    np.testing.assert_allclose(log_likelihood, heights[best], rtol=1e-9)
+    assert found.status is found.starts.status[best]
+    for one, other in zip(
+        jax.tree.leaves(found.measure), jax.tree.leaves(found.starts.measures[best]), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_where_starts_agree_there_are_no_more_of_them() -> None:
+    x, y = sample("lambda", "softmax", 200)
+    assert len(fit_mle(model("softmax", 2), x, y).starts.status) == 12
+    assert len(fit_map(model("softmax", 3), *outcrop()).starts.status) == 12, "the prior settles it"
+    flat = fit_map(model("softmax", 3, "flat"), *outcrop(), key=5)
+    likeliest = fit_mle(model("softmax", 3), *outcrop(), key=5)
+    assert flat.starts.status == likeliest.starts.status
+    np.testing.assert_allclose(flat.log_likelihood, likeliest.log_likelihood, rtol=1e-12)
+
+
+def test_many_observations_have_twelve_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bayesmoe.inference.point._FEW_ROWS", 27)
+    assert len(fit_mle(model("softmax", 3), *outcrop(), key=5).starts.status) == 12

@@ -12,7 +12,9 @@ Both over the set Θ of variances above a floor, without which the likelihood is
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +26,15 @@ from bayesmoe.core.likelihood import Data, Evaluation, Layout, evaluate_log_like
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE
 from bayesmoe.core.priors import Prior
+from bayesmoe.core.validate import as_key
 from bayesmoe.inference import newton
 from bayesmoe.inference.outcome import Starts, Status, best_start, describe, judge, row
 from bayesmoe.inference.problem import N_STARTS, VARIANCE_FLOOR, Problem, prepare
 
 _ALIKE = 1e-9  # heights of one maximum, relative
+
+# few observations have many maxima, and cost little: go on until some starts agree on the best
+_FEW_ROWS, _AGREEING, _MOST_STARTS = 500, 3, 96
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,7 +79,7 @@ def fit_mle(
     y: ArrayLike,
     *,
     key: Array | int = 0,
-    n_starts: int = N_STARTS,
+    n_starts: int | None = None,
     starts: MixingMeasure | None = None,
     variance_floor: float = VARIANCE_FLOOR,
 ) -> Fit:
@@ -92,7 +98,8 @@ def fit_mle(
     key
         A JAX key or an int; seeds the starts.
     n_starts
-        How many `agnostic` starts; may be zero if ``starts`` are given.
+        How many `agnostic` starts; may be zero if ``starts`` are given. By default twelve; up to
+        500 observations, twelve more at a time until three have reached the best, 96 at most.
     starts
         Measures to start from in addition, tried first: one, or a batch.
     variance_floor
@@ -103,10 +110,8 @@ def fit_mle(
     ValueError
         If the data or an argument cannot be used; nothing is computed then.
     """
-    problem = prepare(
-        model, x, y, key=key, n_starts=n_starts, starts=starts, variance_floor=variance_floor
-    )
-    return _fit(problem, None)
+    begin = partial(prepare, model, x, y, variance_floor=variance_floor)
+    return _search(begin, None, key, n_starts, starts)
 
 
 def fit_map(
@@ -115,26 +120,70 @@ def fit_map(
     y: ArrayLike,
     *,
     key: Array | int = 0,
-    n_starts: int = N_STARTS,
+    n_starts: int | None = None,
     starts: MixingMeasure | None = None,
     variance_floor: float = VARIANCE_FLOOR,
 ) -> Fit:
     """The posterior mode in the paper's parameters; arguments and errors as `fit_mle`.
 
     Under the flat prior it is the MLE. A proper prior settles what the data leave open: there may
-    be fewer rows than parameters, if not than experts, and covariates that do not vary.
+    be fewer rows than parameters, if not than experts, and covariates that do not vary. It also
+    leaves fewer maxima: there are twelve starts by default.
     """
-    problem = prepare(
-        model,
-        x,
-        y,
-        key=key,
-        n_starts=n_starts,
-        starts=starts,
-        variance_floor=variance_floor,
-        proper=model.prior.proper,
+    proper = model.prior.proper
+    begin = partial(prepare, model, x, y, variance_floor=variance_floor, proper=proper)
+    if proper and n_starts is None:
+        n_starts = N_STARTS
+    return _search(begin, model.prior, key, n_starts, starts)
+
+
+def _search(
+    begin: Callable[..., Problem],
+    prior: Prior | None,
+    key: Array | int,
+    n_starts: int | None,
+    starts: MixingMeasure | None,
+) -> Fit:
+    """The best of all starts, as many as were asked for, or as few observations need."""
+    key = as_key(key)
+    problem = begin(key=key, n_starts=N_STARTS if n_starts is None else n_starts, starts=starts)
+    fit = _fit(problem, prior)
+    if n_starts is not None or int(problem.data.n_observations) > _FEW_ROWS:
+        return fit
+    for batch in range(1, _MOST_STARTS // N_STARTS):
+        if _n_agreeing(fit) >= _AGREEING:
+            break
+        more = begin(key=jax.random.fold_in(key, batch + 1), n_starts=N_STARTS, starts=None)
+        fit = _better(fit, _fit(more, prior))
+    return fit
+
+
+def _n_agreeing(fit: Fit) -> int:
+    """How many starts reached the height of the best."""
+    heights = fit.starts.objective
+    best = np.max(heights[np.isfinite(heights)], initial=-np.inf)
+    return int(np.sum(heights >= best - _ALIKE * (1 + abs(best))))
+
+
+def _better(fit: Fit, other: Fit) -> Fit:
+    """The better of two fits to the same data, with the starts of both."""
+
+    def join(*parts: Any) -> np.ndarray:
+        return np.concatenate([np.asarray(part) for part in parts])
+
+    one, two = fit.starts, other.starts
+    starts = Starts(
+        join(one.objective, two.objective),
+        (*one.status, *two.status),
+        join(one.gradient_norm, two.gradient_norm),
+        join(one.least_curvature, two.least_curvature),
+        join(one.n_iterations, two.n_iterations),
+        jax.tree.map(join, one.measures, two.measures),
     )
-    return _fit(problem, model.prior)
+    converged = np.array([status.converged for status in starts.status])
+    best = best_start(starts.objective, converged)
+    chosen = fit if best < len(one.status) else other
+    return dataclasses.replace(chosen, starts=starts)
 
 
 def _fit(problem: Problem, prior: Prior | None) -> Fit:
