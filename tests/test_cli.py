@@ -414,7 +414,7 @@ def test_a_fit_of_real_data_leaves_all_that_it_promises(tmp_path: Path) -> None:
         "estimates.csv", "starts.csv", "posterior_summary.csv", "checks.csv", "posterior.nc",
         "fits.nc", "report.html", *(
             f"{name}.{kind}" for kind in ("png", "svg")
-            for name in ("fit", "calibration", "residuals", "influence", "optima")
+            for name in ("fit", "densities", "calibration", "residuals", "influence", "optima")
         ),
     }  # fmt: skip
     estimates = pd.read_csv(out / "estimates.csv", index_col="parameter")

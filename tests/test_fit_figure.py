@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -17,6 +18,7 @@ import scipy.special
 import scipy.stats
 import xarray as xr
 from conftest import CASE, GateCase
+from fabricated_fit import make_analysis as make_fabricated
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection
@@ -243,6 +245,57 @@ def test_experts_are_drawn_where_the_gate_gives_them_weight(
         covered = np.sum((share[:-1, i] + share[1:, i]) / 2 > 0.025) * width
         assert seen[i] == pytest.approx(covered)
     assert seen.min() < np.ptp(x[:, 0]), "some expert must be negligible somewhere"
+
+
+def test_experts_have_bands_that_fade_with_the_gate_and_with_their_width(
+    analysis: Analysis, figure: Figure
+) -> None:
+    """Of a_i x + b_i over the draws; opacity 0.28 at probability one, up to a quarter's width."""
+    case, upper = CASE["softmax"], figure.axes[0]
+    x = grid_of(analysis, 161)
+    lines = np.stack([case.components(m, x).mean() for m in each(make_draws(case, 1))])
+    low, high = np.quantile(lines, [0.05, 0.95], axis=0)
+    share = case.probabilities(analysis.map.measure, x)
+    room = 0.25 * np.ptp(upper.get_ylim())
+    shapes = [image for image in upper.get_images() if image.get_label() == "_expert band"]
+    assert len(shapes) == K
+    wide = np.zeros(0, bool)
+    for i, shape in enumerate(shapes):
+        pixels = shape.get_clip_path().get_fully_transformed_path().vertices
+        outline = upper.transData.inverted().transform(pixels)
+        np.testing.assert_allclose(outline[:161], np.column_stack([x, low[:, i]]), atol=1e-9)
+        np.testing.assert_allclose(outline[:160:-1], np.column_stack([x, high[:, i]]), atol=1e-9)
+        colour, alpha = np.split(shape.get_array()[0], [3], axis=1)
+        np.testing.assert_allclose(colour, np.tile(to_rgb(EXPERT_COLOURS[i]), (len(alpha), 1)))
+        width = high[:, i] - low[:, i]
+        expected = 0.28 * share[:, i] * np.where(width > room, room / width, 1.0)
+        np.testing.assert_allclose(alpha[::2, 0], expected, atol=1e-12)
+        left, right, *_ = shape.get_extent()
+        centres = left + (np.arange(len(alpha)) + 0.5) * (right - left) / len(alpha)
+        np.testing.assert_allclose(centres[::2], x[:, 0])
+        wide = np.append(wide, width > room)
+    assert 0 < wide.sum() < len(wide), "some band must be wide somewhere"
+    words = "experts at the MAP with 90 % bands, faded by their gate probability"
+    assert any(words in text for text in texts(figure))
+
+
+def test_the_band_of_one_expert_is_the_credible_band() -> None:
+    analysis = make_fabricated()
+    tree = analysis.posterior.isel(expert=[0])
+    one = analysis.map.measure
+    alone = MixingMeasure(
+        one.gate_slope[-1:], one.gate_intercept[-1:], one.temperature, one.slope[:1],
+        one.intercept[:1], one.variance[:1],
+    )  # fmt: skip
+    gate = analysis.model.gate
+    only = analysis._replace(
+        model=make_model(gate, 1),
+        posterior=tree,
+        map=dataclasses.replace(analysis.map, measure=alone),
+    )
+    figure = fit_figure(only)
+    assert not figure.axes[0].get_images()
+    assert any(text.endswith("straight line: the expert at the MAP") for text in texts(figure))
 
 
 def test_all_that_is_drawn_is_named_and_no_texts_overlap(figure: Figure) -> None:

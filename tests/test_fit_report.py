@@ -92,7 +92,7 @@ def test_what_comes_from_the_user_is_shown_and_not_run(
     page = hostile_page
     seen = Seen(page)
     assert seen.tags.count("script") == 1, "the page's own"
-    assert seen.tags.count("img") == 5, "the figures"
+    assert seen.tags.count("img") == 6, "the figures"
     assert "<script>alert" not in page
     assert f"slope[0, {HOSTILE}]" in seen.text
     assert "{{ 7 * 7 }}<img src=x onerror=alert(2)>" in seen.text
@@ -105,7 +105,7 @@ def test_what_comes_from_the_user_is_shown_and_not_run(
 
 def test_the_page_needs_nothing_else(hostile_page: str) -> None:
     seen = Seen(hostile_page)
-    assert len(seen.references) == 5, "the figures"
+    assert len(seen.references) == 6, "the figures"
     assert all(reference.startswith("data:image/svg+xml;base64,") for reference in seen.references)
 
 

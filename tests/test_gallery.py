@@ -31,8 +31,8 @@ from bayesmoe.study.outputs import Outputs
 
 STUDY = ["contraction", "rates", "replicates", "blocks_k2", "blocks_k3", "local_slopes"]
 STUDY += ["temperature_sd"]
-OTHERS = ["fit", "calibration", "residuals", "influence", "optima", "dependence", "pairs"]
-OTHERS += ["comparison", "annealing", "ray"]
+OTHERS = ["fit", "densities", "calibration", "residuals", "influence", "optima"]
+OTHERS += ["dependence", "pairs", "comparison", "annealing", "ray"]
 
 
 def compared() -> Any:
@@ -105,7 +105,7 @@ def test_every_figure_of_the_package_is_there(pictures: list[Picture], names: li
     assert names == STUDY + OTHERS
     modules = {path.stem for path in Path(gallery.__file__).parent.glob("*_figure.py")}
     drawn = {"fit", "pit", "residual", "influence", "optima", "dependence", "pairs", "compare"}
-    drawn |= {"annealing", "ray"}
+    drawn |= {"annealing", "ray", "density"}
     assert modules == {f"{name}_figure" for name in drawn}, "a new figure belongs into the gallery"
     for picture in pictures:
         assert isinstance(picture.figure, Figure)

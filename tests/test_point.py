@@ -291,12 +291,12 @@ def few_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(problem, "SAMPLE", CHUNK)
 
 
-@pytest.mark.parametrize("label", GATES)
+@pytest.mark.parametrize("label", ["softmax", "dense_to_sparse"])
 def test_a_sample_leads_to_the_same_maximum(label: str, request: pytest.FixtureRequest) -> None:
     x, y = sample("lambda", label, 3000)
-    expected = fit_mle(model(label, 2), x, y, key=1, n_starts=6)
+    expected = fit_mle(model(label, 2), x, y, key=1)
     request.getfixturevalue("few_are_many")
-    found = fit_mle(model(label, 2), x, y, key=1, n_starts=6)
+    found = fit_mle(model(label, 2), x, y, key=1)
     np.testing.assert_allclose(found.log_likelihood, expected.log_likelihood, rtol=1e-12)
     for i, status in enumerate(found.starts.status):  # whatever it says holds for all observations
         measure = found.starts.measures[i]
@@ -305,13 +305,13 @@ def test_a_sample_leads_to_the_same_maximum(label: str, request: pytest.FixtureR
         np.testing.assert_allclose(found.starts.objective[i], log_likelihood, rtol=1e-10)
         assert status.converged == (found.starts.gradient_norm[i] <= 1e-8)
     if label == "dense_to_sparse":  # starts keep their place on the ray
-        assert len(np.unique(np.round(found.starts.measures.temperature, 3))) == 6
+        assert len(np.unique(np.round(found.starts.measures.temperature, 3))) == 12
 
 
 def test_starts_that_are_given_climb_on_all_observations(few_are_many: None) -> None:
     x, y = sample("lambda", "softmax", 3000)
-    best = fit_mle(model("softmax", 2), x, y, key=1, n_starts=6)
-    again = fit_mle(model("softmax", 2), x, y, starts=best.measure, n_starts=2)
+    best = fit_mle(model("softmax", 2), x, y, key=1)
+    again = fit_mle(model("softmax", 2), x, y, starts=best.measure, n_starts=11)
     assert again.starts.n_iterations[0] <= 3 < min(again.starts.n_iterations[1:])
 
 

@@ -95,7 +95,7 @@ def test_the_report_is_written_anew_as_it_was(written: Path, tmp_path: Path) -> 
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     figures = [
         f"{name}.{kind}"
-        for name in ("fit", "calibration", "residuals", "influence", "optima")
+        for name in ("fit", "densities", "calibration", "residuals", "influence", "optima")
         for kind in ("png", "svg")
     ]
     for name in ("report.html", *figures):

@@ -28,6 +28,13 @@ _FEW_ROWS = 100  # below, standard errors of differences are too small
 _MAIN_MODE = 0.95  # the share of the mass from which on other modes need no mention
 _MANY_MODELS = 11  # beyond, the best of them owes something to chance
 
+_ENDINGS = {
+    "at_variance_floor": "rests on the variance floor",
+    "separated": "is separated",
+    "empty_expert": "has an empty expert",
+    "max_iterations": "ran out of iterations",
+}
+
 
 class Recommendation(NamedTuple):
     """The name of the model to take (None if no elpd is reliable), and the reason in words."""
@@ -172,6 +179,6 @@ def _caveats(name: str, row: Any) -> list[str]:
     if row["checks"] == "failed":
         found.append("a check of its posterior failed: see its checks")
     if row["mle_status"] != "converged":
-        status = row["mle_status"].replace("_", " ")
-        found.append(f"its MLE is {status}: AIC, BIC and ICL mean little")
+        ending = _ENDINGS.get(row["mle_status"], "has no maximum")
+        found.append(f"its MLE {ending}: AIC, BIC and ICL mean little")
     return [f"Beware of {name}: {'; '.join(found)}."] if found else []

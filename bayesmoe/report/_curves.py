@@ -39,34 +39,42 @@ class Curves(NamedTuple):
         Equal-tailed predictive interval of Y at x, shape ``(m,)``.
     probability
         Posterior mean and credible band of each gate probability, shape ``(k, m)``.
+    expert
+        Posterior mean and credible band of each expert's mean a_iᵀx + b_i, shape ``(k, m)``.
     """
 
     mean: Band
     predictive_low: np.ndarray
     predictive_high: np.ndarray
     probability: Band
+    expert: Band
+
+
+def thinned(draws: MixingMeasure, most: int = MAX_DRAWS) -> MixingMeasure:
+    """Up to ``most`` draws, evenly chosen, batch ``(S,)``, from draws with any batch axes."""
+    n_axes = len(draws.batch_shape)
+    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[n_axes:]), draws)
+    total = flat.batch_shape[0]
+    return flat[np.linspace(0, total - 1, min(total, most)).round().astype(int)]
 
 
 def posterior_curves(gate: Gate, draws: MixingMeasure, x: Array) -> Curves:
     """Curves at the points x, shape ``(m, d)``, from draws with any batch axes."""
-    n_axes = len(draws.batch_shape)
-    flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[n_axes:]), draws)
-    total = flat.batch_shape[0]
-    kept = flat[np.linspace(0, total - 1, min(total, MAX_DRAWS)).round().astype(int)]
     tails = jnp.array([(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    found = _posterior_curves(gate, kept, x, tails)
-    mean, (low, high), probability = jax.tree.map(np.asarray, found)
-    return Curves(Band(*mean), low, high, Band(*probability))
+    found = _posterior_curves(gate, thinned(draws), x, tails)
+    mean, (low, high), probability, expert = jax.tree.map(np.asarray, found)
+    return Curves(Band(*mean), low, high, Band(*probability), Band(*expert))
 
 
 @partial(jax.jit, static_argnums=0)
 def _posterior_curves(
     gate: Gate, draws: MixingMeasure, x: Array, tails: Array
-) -> tuple[tuple[Array, ...], Array, tuple[Array, ...]]:
+) -> tuple[tuple[Array, ...], Array, tuple[Array, ...], tuple[Array, ...]]:
     mixture = jax.vmap(lambda draw: conditional_density(gate, draw, x))(draws)
     probability = jnp.moveaxis(jnp.exp(mixture.log_weights), -1, 1)
     quantiles = jax.vmap(predictive_density(gate, draws, x).icdf)(tails)
-    return _band(mixture.mean, tails), quantiles, _band(probability, tails)
+    lines = jnp.moveaxis(mixture.locs, -1, 1)
+    return _band(mixture.mean, tails), quantiles, _band(probability, tails), _band(lines, tails)
 
 
 def _band(values: Array, tails: Array) -> tuple[Array, ...]:

@@ -6,18 +6,16 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.path import Path
 
 from bayesmoe.data.table import Axis
 from bayesmoe.diagnostics.analysis import Analysis
-from bayesmoe.report._curves import (
-    LEVEL,
-    Curves,
-    expert_lines,
-    posterior_curves,
-)
+from bayesmoe.report._along import first_axis, held_text
+from bayesmoe.report._curves import LEVEL, Curves, expert_lines, posterior_curves
 from bayesmoe.report._layout import Text, axes_at, beside, new_figure, spread_out, text_at
 from bayesmoe.report._panels import (
     MANY,
@@ -39,9 +37,11 @@ from bayesmoe.report.style import (
 )
 
 _WIDTH, _UPPER, _LOWER, _LEFT, _GAP = 4.75, 3.1, 1.25, 0.78, 0.36  # inches
-_POINTS = 161  # on the axis of the covariate
 _PAD = 0.015  # room beside the curves, as a share of their width
 _SHADES = 20  # steps of opacity of an expert's line
+_DEEPEST = 0.28  # opacity of an expert's band where its gate probability is one
+_PIXELS = 321  # along such a band
+_WIDE = 0.25  # of the panel's height: bands that are wider are the lighter, the wider they are
 _BANDS = ("#E6E6E6", "#A8A8A8")  # predictive, credible
 
 
@@ -60,8 +60,9 @@ def fit_figure(analysis: Analysis, formulas: str = "") -> Figure:
     Where covariates are derived from columns, all is drawn against the first of these columns.
 
     Above: the observations, coloured by the experts that are responsible for them; the MAP's
-    experts, faded where their gate probability is small; the posterior mean of E[Y|x] with a 90 %
-    credible band, and a 90 % predictive interval, whose ends are quantiles of the posterior
+    experts with the posterior's 90 % bands of their means, both faded where their gate probability
+    is small; the posterior mean of E[Y|x] with a 90 % credible band, which is also that of a
+    single expert, and a 90 % predictive interval, whose ends are quantiles of the posterior
     predictive distribution. Below: the posterior mean of the gate probabilities with 90 % bands.
 
     Parameters
@@ -72,7 +73,7 @@ def fit_figure(analysis: Analysis, formulas: str = "") -> Figure:
         That covariates were derived by, if any: said in place of the covariates.
     """
     y, gate = analysis.table.y.to_numpy(), analysis.model.gate
-    measure, axis = analysis.map.measure, analysis.axis or _first(analysis.table.x)
+    measure, axis = analysis.map.measure, analysis.axis or first_axis(analysis.table.x)
     at = jnp.asarray(axis.at)
     means, weights = map(np.asarray, expert_lines(gate, measure, at))
     curves = posterior_curves(gate, posterior_draws(analysis), at)
@@ -95,15 +96,6 @@ def fit_figure(analysis: Analysis, formulas: str = "") -> Figure:
     return figure
 
 
-def _first(x: pd.DataFrame) -> Axis:
-    """The first covariate, the others at their medians."""
-    values, medians = x.to_numpy(), x.median()
-    at = np.tile(medians.to_numpy(), (_POINTS, 1))
-    at[:, 0] = np.linspace(values[:, 0].min(), values[:, 0].max(), _POINTS)
-    held: dict[str, float | str] = {str(name): float(v) for name, v in medians.iloc[1:].items()}
-    return Axis(str(x.columns[0]), values[:, 0], at[:, 0], at, held)
-
-
 # --- panels
 
 
@@ -123,12 +115,13 @@ def _draw_upper(ax: Axes, drawn: _Drawn, y: np.ndarray) -> None:
     ax.fill_between(x, mean.low, mean.high, color=_BANDS[1], lw=0, zorder=1.5,
                     label="credible")  # fmt: skip
     ax.plot(x, mean.centre, color=INK, lw=1.2, zorder=3, label="mean")
-    for line, weight, colour in zip(
-        drawn.lines, drawn.weights, expert_colours(len(drawn.lines)), strict=True
-    ):
-        _faded(ax, x, line, weight, colour)
     _covariate_axis(ax, x)
     ax.set_ylim(*_limits(y, low, high))
+    k = len(drawn.lines)
+    for i, colour in enumerate(expert_colours(k)):
+        _faded(ax, x, drawn.lines[i], drawn.weights[i], colour)
+        if k > 1:  # the band of one expert is the credible band
+            _faded_band(ax, drawn, i, colour)
     ax.tick_params(labelbottom=False)
     level = percent(LEVEL)
     labels: list[tuple[float, list[Text]]] = [
@@ -150,6 +143,33 @@ def _faded(ax: Axes, x: np.ndarray, line: np.ndarray, weight: np.ndarray, colour
                 x[part], line[part], color=colour, alpha=level[run[0]] / _SHADES, lw=2.2,
                 solid_capstyle="butt", zorder=2.8, label="_expert",
             )  # fmt: skip
+
+
+def _faded_band(ax: Axes, drawn: _Drawn, expert: int, colour: str) -> None:
+    """The band of an expert's mean: an image in its shape, faded as the line in it.
+
+    Where it takes more than a share of the panel's height it is the lighter, the more it takes, so
+    that an expert of which little is known does not hide the others. (Polygons side by side, one
+    for each step of opacity, would show their seams.)
+    """
+    x, band = drawn.x, drawn.curves.expert
+    low, high = band.low[expert], band.high[expert]
+    room = _WIDE * float(np.ptp(ax.get_ylim()))
+    opacity = _DEEPEST * drawn.weights[expert] * room / np.maximum(room, high - low)
+    along = np.linspace(x[0], x[-1], _PIXELS)
+    image = np.empty((1, _PIXELS, 4))
+    image[..., :3] = to_rgb(colour)
+    image[..., 3] = np.clip(np.interp(along, x, opacity), 0, 1)
+    half = (along[1] - along[0]) / 2
+    shape = AxesImage(
+        ax, extent=(x[0] - half, x[-1] + half, 0, 1), origin="lower", interpolation="nearest",
+        label="_expert band", zorder=1.7,
+    )  # fmt: skip
+    shape.set_data(image)
+    shape.set_transform(ax.get_xaxis_transform())  # from the foot of the axes to their top
+    outline = np.column_stack([np.r_[x, x[::-1]], np.r_[low, high[::-1]]])
+    shape.set_clip_path(Path(outline), ax.transData)
+    ax.add_image(shape)
 
 
 def _covariate_axis(ax: Axes, x: np.ndarray) -> None:
@@ -207,37 +227,25 @@ def _head(analysis: Analysis, axis: Axis, formulas: str) -> list[Text]:
     k = analysis.model.n_experts
     experts = "1 expert" if k == 1 else f"{k} experts"
     label, straight = plain(analysis.model.gate.label), "" if formulas else "straight "
+    drawn = (
+        f"{straight}line: the expert at the MAP"
+        if k == 1
+        else f"{straight}lines: experts at the MAP with {percent(LEVEL)} bands, faded by their "
+        "gate probability"
+    )
     lines = [
         (f"{label}, {experts}, n = {size_text(len(table.y))}", INK),
-        (f"points: data, coloured by expert; {straight}lines: experts at the MAP, faded where "
-         "their gate probability is small", MUTED),
-    ]  # fmt: skip
+        (f"points: data, coloured by expert; {drawn}", MUTED),
+    ]
     selected = analysis.model.selection.describe([short(name, 20) for name in table.x.columns])
     if formulas:
         lines.append((short(formulas, 96), MUTED))
     elif selected:
         lines.append((f"covariates: {selected}", MUTED))
     if axis.held:
-        lines.append((f"all curves are at {_held(axis.held)}, while the data vary in all", MUTED))
+        lines.append(
+            (f"all curves are at {held_text(axis.held)}, while the data vary in all", MUTED)
+        )
     if status != "converged":
         lines.append((f"the posterior is not to be trusted: {STATUS_LABELS[status]}", WARNING))
     return lines
-
-
-def _held(values: dict[str, float | str]) -> str:
-    """Where other columns are held, or their number if they are many."""
-    levels = any(isinstance(value, str) for value in values.values())
-    numbers = any(isinstance(value, float) for value in values.values())
-    what = " and ".join(["medians"] * numbers + ["most frequent levels"] * levels)
-    if len(values) > 3:
-        return f"the {what} of the {len(values)} other covariates"
-    named = ", ".join(
-        f"{short(name, 20)} = "
-        f"{_figure_number(value) if isinstance(value, float) else short(value, 20)}"
-        for name, value in values.items()
-    )
-    return named if levels else f"the {what} of {named}"
-
-
-def _figure_number(value: float) -> str:
-    return f"{value:.4g}".replace("-", "−")

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from bayesmoe.diagnostics.analysis import Analysis
 from bayesmoe.diagnostics.left_out import left_out
 from bayesmoe.report._dependence import Sweep, table_sweeps
+from bayesmoe.report.density_figure import density_figure
 from bayesmoe.report.dependence_figure import dependence_figure
 from bayesmoe.report.fit_figure import fit_figure
 from bayesmoe.report.influence_figure import influence_figure
@@ -35,13 +36,16 @@ def fit_figures(
     Returns
     -------
     dict
-        ``fit``, ``calibration``, ``residuals``, ``influence`` and ``optima``; of two covariates or
-        more also ``dependence`` and, of two experts or more, ``pairs``. Where formulas made the
-        covariates, ``dependence`` is along the columns, if there are two or more or none is of
-        numbers, and there are no pairs.
+        ``fit``, ``densities``, ``calibration``, ``residuals``, ``influence`` and ``optima``; of two
+        covariates or more also ``dependence`` and, of two experts or more, ``pairs``. Where
+        formulas made the covariates, ``dependence`` is along the columns, if there are two or more
+        or none is of numbers, and there are no pairs.
     """
     rows = left_out(analysis.model.gate, analysis.posterior)
-    found = {"fit": fit_figure(analysis, formulas)}
+    found = {
+        "fit": fit_figure(analysis, formulas),
+        "densities": density_figure(analysis, formulas),
+    }
     sweeps = list(columns) if formulas else table_sweeps(analysis.table.x)
     # the first figure is along the first covariate, or the first column of numbers
     along_one = not formulas or analysis.axis is not None

@@ -17,6 +17,7 @@ from bayesmoe.diagnostics.stored_fit import StoredFit, data_digest
 from bayesmoe.inference.point import Fit
 from bayesmoe.report._dependence import MOST as SHOWN
 from bayesmoe.report._findings import CLOSE, find_optima, find_troubles
+from bayesmoe.report.density_figure import ROW_DRAWS, drawn_text
 from bayesmoe.report.dependence_figure import averaged_text
 from bayesmoe.report.html import environment, svg
 from bayesmoe.report.pairs_figure import MOST as PAIRED
@@ -93,11 +94,36 @@ def _fit_words(stored: StoredFit) -> _Words:
     straight = "" if stored.request.formulas else "straight "
     y, axis = analysis.table.y.name, analysis.axis
     first = analysis.table.x.columns[0] if axis is None else axis.name
+    bands = (
+        "Their coloured bands hold 90 % of the posterior of each expert's mean; both are the "
+        "fainter, the less probability the gate gives the expert, and wide bands are fainter. "
+        if analysis.model.n_experts > 1
+        else ""
+    )
     return _Words(
         f"Above: observations, coloured by the expert that is responsible for them; {straight}"
-        "lines are the experts of the MAP; grey bands are the posterior's. Below: gate "
-        "probabilities. Experts have the numbers of the table.",
-        f"{y} against {first}: data, the experts' lines, posterior mean and bands; below, gates.",
+        f"lines are the experts of the MAP. {bands}The black line is the posterior mean of the "
+        "response, with a grey 90 % band; light grey is where 90 % of single observations are "
+        "expected. Below: gate probabilities. Experts have the numbers of the table.",
+        f"{y} against {first}: data, the experts' lines and bands, posterior mean; below, gates.",
+    )
+
+
+def _density_words(stored: StoredFit) -> _Words:
+    analysis = stored.analysis
+    y, axis = analysis.table.y.name, analysis.axis
+    first = analysis.table.x.columns[0] if axis is None else axis.name
+    several = analysis.table.x.shape[1] > 1 if axis is None else bool(axis.held)
+    others = ", all else as in the figure above" if several else ""
+    return _Words(
+        f"What is expected of {y} at some values of {first}{others}: the posterior predictive "
+        f"density, averaged over {drawn_text(analysis)}, and the 90 % of the draws' densities in "
+        "grey. Two summits mean two kinds of response at the same covariates, which no mean and no "
+        "interval tells. Ticks are the rows nearest to the value, coloured by the responsible "
+        f"expert; the dashed line is the average of their own densities (up to {ROW_DRAWS} draws): "
+        "compare the ticks with it. Every panel has its own height, and all have a square-root "
+        "scale if a narrow expert would hide another one.",
+        f"Predictive densities of {y} at values of {first}, with the nearest rows.",
     )
 
 
@@ -185,6 +211,7 @@ def _optima_words(stored: StoredFit) -> _Words:
 
 _WORDS: dict[str, Callable[[StoredFit], _Words]] = {
     "fit": _fit_words,
+    "densities": _density_words,
     "dependence": _dependence_words,
     "pairs": _pairs_words,
     "calibration": _calibration_words,

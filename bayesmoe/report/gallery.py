@@ -218,6 +218,10 @@ _FIT = {
         "A fit",
         "Data, the experts' lines at the MAP, posterior bands, and gate probabilities below.",
     ),
+    "densities": (
+        "Predictive densities",
+        "What is expected of the response at some values of the covariate, beside rows near them.",
+    ),
     "calibration": (
         "Calibration",
         "Each observation among what the others predict of it: points should fill the square.",
