@@ -190,7 +190,17 @@ def _fit(problem: Problem, prior: Prior | None) -> Fit:
     sample = problem.sample
     if sample is None:
         every = np.ones(len(problem.starts), bool)
-        return _assemble(problem, prior, _climb(problem, prior, problem.data, every))
+        optima = _climb(problem, prior, problem.data, every)
+    else:
+        optima = _climb_by_sample(problem, prior, sample)
+    return _assemble(problem, prior, optima)
+
+
+def _climb_by_sample(problem: Problem, prior: Prior | None, sample: Data) -> newton.Optimum:
+    """Where starts end that climb on a sample first; those given, on all observations alone.
+
+    A start that finds no maximum on the sample begins anew on all, from where it began.
+    """
     agnostic = np.arange(len(problem.starts)) >= len(problem.starts) - problem.n_agnostic
     approach = _climb(problem, prior, sample, agnostic)
     statuses = _described(problem, prior, sample, approach)[2]
@@ -201,7 +211,7 @@ def _fit(problem: Problem, prior: Prior | None) -> Fit:
     optima = _climb(problem._replace(starts=jnp.asarray(starts)), prior, problem.data, alone)
     optima = jax.tree.map(lambda leaf: leaf[first], optima)
     used = np.where(agnostic, approach.n_iterations, 0) + optima.n_iterations
-    return _assemble(problem, prior, optima._replace(n_iterations=used))
+    return optima._replace(n_iterations=used)
 
 
 def _climb(problem: Problem, prior: Prior | None, data: Data, wanted: np.ndarray) -> newton.Optimum:
