@@ -39,6 +39,12 @@ def with_value(array: np.ndarray, value: float) -> np.ndarray:
             r"x has 1 values that are NaN or infinite, the first at \(1, 1\)",
         ),
         (with_value(X, np.inf), Y, "x has 1 values that are NaN or infinite"),
+        (X * [np.nan, 1], Y, r"x has 6 .* at \(0, 0\), others in rows 1, 2, 3, 4, 5; remove"),
+        (
+            np.full((9, 2), np.nan),
+            Y,
+            "x has 18 .*, others in rows 1, 2, 3, 4, 5 and 3 more",
+        ),
         (X, with_value(Y, np.nan), r"y has 1 values that are NaN or infinite, the first at \(3,\)"),
         (X, with_value(Y, -np.inf), "y has 1 values"),
         (np.full((6, 2), "red"), Y, "x must be numeric"),

@@ -113,6 +113,13 @@ def as_key(key: Any) -> Array:
     raise ValueError(f"key must be a JAX key or a non-negative int, got {key!r}")
 
 
+def _other_rows(bad: np.ndarray) -> str:
+    """The rows in which there are values at ``bad`` beside the first, in words."""
+    rows = np.unique(bad[:, :1])[1:].tolist()
+    shown = ", ".join(map(str, rows[:5])) + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")
+    return f", others in rows {shown}" if rows else ""
+
+
 def _numeric(name: str, value: Any) -> Array:
     if isinstance(value, jax.core.Tracer):
         return jnp.asarray(value, dtype=jnp.float64)
@@ -127,8 +134,8 @@ def _numeric(name: str, value: Any) -> Array:
     if len(bad):
         where = tuple(int(i) for i in bad[0])
         raise ValueError(
-            f"{name} has {len(bad)} values that are NaN or infinite, the first at {where}; "
-            "remove or impute them first"
+            f"{name} has {len(bad)} values that are NaN or infinite, the first at {where}"
+            f"{_other_rows(bad)}; remove or impute them first"
         )
     return jax.device_put(array)  # jnp.asarray would compile anew for every shape
 
