@@ -30,7 +30,7 @@ from bayesmoe.study.merge import merge
 from bayesmoe.study.outputs import write_outputs
 from bayesmoe.study.plan import Plan, load_plan
 from bayesmoe.study.processes import in_processes
-from bayesmoe.study.progress import count_cells, estimate_core_time
+from bayesmoe.study.progress import count_cells, draw_bytes, estimate_core_time
 from bayesmoe.study.results import failures
 from bayesmoe.study.store import Store, WriteError, check_directory
 from bayesmoe.study.stored import Stored, StoreError
@@ -150,7 +150,8 @@ def _dry_run(plan: Plan, out: Path) -> None:
     cells = list(plan.cells())
     finished = stored.finished() if stored else set()
     missing = [cell for cell in cells if cell not in finished]
-    print_plan(len(cells), len(missing), estimate_core_time(plan, missing, stored))
+    estimate = estimate_core_time(plan, missing, stored)
+    print_plan(len(cells), len(missing), estimate, draw_bytes(plan, missing))
 
 
 class _Stop:

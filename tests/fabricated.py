@@ -32,7 +32,7 @@ def fabricate(plan: Plan, cell: Cell) -> Arrays:
     layout = Layout.of(plan)
     rng = np.random.default_rng(zlib.crc32(f"{cell} {plan.seed}".encode()))
     arrays = {}
-    for name, (dims, dtype, _) in RESULTS.items():
+    for name, (dims, dtype, _) in layout.results.items():
         shape = layout.extent(cell, dims)
         if name == "sampler":
             arrays[name] = rng.choice(["nuts", "laplace"], shape)

@@ -58,6 +58,8 @@ def toml(**changes: Any) -> str:
         ({"starts": "truth"}, ["starts = 'truth'", "'agnostic' or 'near_truth'"]),
         ({"starts": "near_truth", "n_experts": [1]}, ["n_experts = 1", "near_truth", "agnostic"]),
         ({"sampler": "laplace"}, ["sampler = 'laplace'", "'nuts' or 'laplace_or_nuts'"]),
+        ({"kept_draws": 501}, ["kept_draws = 501", "draws = 500", "keep at most"]),
+        ({"kept_draws": 1, "estimators": ["mle"]}, ["kept_draws = 1", "'posterior'", "add"]),
         ({"level": 1.5}, ["level = 1.5", "less than 1"]),
         ({"seed": -1}, ["seed = -1"]),
         ({"seed": None}, ["seed is missing; add it"]),
@@ -131,6 +133,16 @@ def test_a_plan_survives_being_written(plan: Plan) -> None:
 
 def key_data(key: jax.Array) -> tuple[int, ...]:
     return tuple(np.asarray(jax.random.key_data(key)).tolist())
+
+
+@pytest.mark.parametrize("kept", [0, 1, 3, 50, 99, 100])
+def test_kept_draws_are_spaced_evenly_and_end_with_the_last(kept: int) -> None:
+    places = make(draws=100, kept_draws=kept).kept_places
+    assert len(places) == kept
+    assert places[-1:] == [99][:kept]
+    steps = np.diff([-1, *places])
+    assert np.all(steps >= 1)
+    assert np.ptp(steps) <= 1 if kept else True
 
 
 def test_seeds_belong_to_the_identity_of_a_cell() -> None:

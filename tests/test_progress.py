@@ -16,7 +16,6 @@ from bayesmoe.cli import app
 from bayesmoe.report.terminal import duration
 from bayesmoe.study import progress
 from bayesmoe.study.cell import Arrays
-from bayesmoe.study.layout import RESULTS
 from bayesmoe.study.plan import Cell, Plan
 from bayesmoe.study.progress import count_cells, estimate_core_time
 from bayesmoe.study.store import Store
@@ -120,6 +119,15 @@ def test_status_and_dry_run_say_what_there_is_and_change_nothing(part: Path) -> 
     assert snapshot(part) == before
 
 
+def test_a_dry_run_says_what_kept_draws_take(tmp_path: Path) -> None:
+    """As many bytes as the arrays of all cells have."""
+    plan = make_plan(scenarios=["lambda", "plane"], priors=["weak", "compact"], kept_draws=7)
+    arrays = [fabricate(plan, cell) for cell in plan.cells()]
+    sizes = [a.nbytes for cell in arrays for name, a in cell.items() if name.startswith("draw_")]
+    assert progress.draw_bytes(plan, list(plan.cells())) == sum(sizes) > 0
+    assert progress.draw_bytes(make_plan(), CELLS) == 0
+
+
 def test_thousands_of_cells_are_counted_from_their_digests_alone(tmp_path: Path) -> None:
     """The digests of a large store are made up; few cells have results."""
     plan = make_plan(gates=["softmax", "dense_to_sparse"], replicates=1500)
@@ -130,8 +138,7 @@ def test_thousands_of_cells_are_counted_from_their_digests_alone(tmp_path: Path)
             (store.root / "digest" / name).touch()
         for cell in cells[:4]:
             store.write(cell, fabricate(plan, cell))
-        for name in RESULTS:
-            assert len(list((store.root / name).glob("c.*"))) == 4
+        assert len(list((store.root / "status").glob("c.*"))) == 4
         assert len(store.finished()) == 5000
     said = printed("status", str(tmp_path / "s"))
     assert ["all", "5000", "1000", "0"] in [line.split() for line in said.splitlines()]

@@ -24,10 +24,10 @@ from fabricated import assert_arrays_equal, fabricate, make_plan, snapshot
 
 from bayesmoe.core.gate import Rate
 from bayesmoe.study import store as store_module
-from bayesmoe.study.chunks import decode, digest, encode
+from bayesmoe.study.chunks import GZIP_LEVEL, decode, digest, encode
 from bayesmoe.study.dataset import load_results
 from bayesmoe.study.files import write_atomic, write_bytes
-from bayesmoe.study.layout import CELL_AXES, RESULTS
+from bayesmoe.study.layout import CELL_AXES, RESULTS, Layout
 from bayesmoe.study.plan import Plan
 from bayesmoe.study.results import measure_slopes
 from bayesmoe.study.store import Store, WriteError
@@ -35,10 +35,11 @@ from bayesmoe.study.stored import DamageError, Stored, StoreError
 
 PLAN = make_plan()
 CELLS = list(PLAN.cells())
-# everything that can make shapes differ: two priors, nine experts (two chunks), d = 2
+N_RESULTS = len(Layout.of(PLAN).results)
+# everything that can make shapes differ: two priors, nine experts (two chunks), d = 2, kept draws
 WIDE = make_plan(
     scenarios=["lambda", "plane"], gates=["softmax", "dense_to_sparse"], n_experts=[2, 9],
-    priors=["weak", "compact"],
+    priors=["weak", "compact"], kept_draws=5,
 )  # fmt: skip
 
 
@@ -174,6 +175,42 @@ def test_chunks_are_those_that_zarr_writes(tmp_path: Path, values: np.ndarray) -
     np.testing.assert_array_equal(decode(encode(values), dtype, values.shape), values)
 
 
+def test_compressed_chunks_are_those_that_zarr_writes(tmp_path: Path) -> None:
+    values = np.where(np.arange(4000) % 10 < 2, np.random.default_rng(1).normal(size=4000), np.nan)
+    array = zarr.create_array(
+        tmp_path / "a", shape=values.shape, chunks=values.shape, fill_value=0, dtype="float64",
+        compressors=[zarr.codecs.GzipCodec(level=GZIP_LEVEL), zarr.codecs.Crc32cCodec()],
+    )  # fmt: skip
+    array[...] = values
+    (chunk,) = (path for path in (tmp_path / "a" / "c").iterdir())
+    ours = encode(values, compressed=True)
+    assert len(ours) < 0.4 * values.nbytes
+    for content in (ours, chunk.read_bytes()):
+        found = decode(content, "float64", values.shape, compressed=True)
+        np.testing.assert_array_equal(found, values)
+    chunk.write_bytes(ours)
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / "a")[...], values)
+
+
+def test_what_has_nothing_but_its_fill_value_has_no_file(directory: Path) -> None:
+    """As in Zarr; a file that was there before goes."""
+    bare = fabricate(PLAN, CELLS[0])
+    bare |= {
+        "loss": np.full_like(bare["loss"], np.nan),
+        "converged": np.zeros_like(bare["converged"]),
+        "sampler": np.full_like(bare["sampler"], ""),
+    }
+    with Store.open(directory, PLAN) as store:
+        store.write(CELLS[0], bare)
+        for name in ("loss", "converged", "sampler"):
+            assert not list((store.root / name).glob("c.0.0.0.0.0*")), name
+        assert list((store.root / "status").glob("c.0.0.0.0.0*"))
+        assert_arrays_equal(store.read(CELLS[0]), bare)
+    results = load_results(Stored(directory), PLAN)
+    with xr.open_zarr(directory / "results.zarr", chunks=None) as alone:
+        xr.testing.assert_equal(results, alone.load())
+
+
 @pytest.mark.parametrize("content", [b"", b"1234", encode(np.zeros(3))[1:], encode(np.ones(2))])
 def test_a_chunk_that_is_no_whole_chunk_is_refused(content: bytes) -> None:
     with pytest.raises(ValueError, match=r"checksum|reshape"):
@@ -206,7 +243,7 @@ def test_a_digest_knows_no_order_and_no_width_of_strings() -> None:
 # --- a cell is there or not
 
 
-@pytest.mark.parametrize("writes", [0, 1, len(RESULTS) - 1, len(RESULTS)])
+@pytest.mark.parametrize("writes", [0, 1, N_RESULTS - 1, N_RESULTS])
 def test_a_cell_cut_short_is_not_there(
     directory: Path, monkeypatch: pytest.MonkeyPatch, writes: int
 ) -> None:

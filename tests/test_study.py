@@ -15,10 +15,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from conftest import CASE
 from fabricated import fabricate, make_plan
+from oracles import Oracle
 from test_mixing import make_draws
 
 import bayesmoe as bm
+from bayesmoe.core.measure import FIELDS
 from bayesmoe.inference.laplace import Resampled
 from bayesmoe.inference.nuts import Draws
 from bayesmoe.report.files import write_study
@@ -43,6 +46,7 @@ PLAN = Plan.model_validate(
         "n_starts": 4,
         "warmup": 100,
         "draws": 100,
+        "kept_draws": 20,
         "seed": 5,
     }
 )
@@ -224,8 +228,13 @@ def test_a_posterior_by_laplace_is_that_of_the_public_function_and_agrees_with_n
     assert found["sampler"] == "laplace"
     assert found["identified_loss"] == bm.contraction_radius(losses)
     assert found["pareto_k"] == tree.attrs["pareto_k"]
-    assert found["min_ess"] == tree.attrs["min_ess"]
+    kept = tree["posterior"].ds.isel(draw=slice(4, None, 5))
+    for name in ("gate_slope", "gate_intercept", "temperature", "slope", "intercept", "variance"):
+        np.testing.assert_array_equal(found[f"draw_{name}"], kept[name], err_msg=name)
     heights = tree["sample_stats"]["log_likelihood"]
+    np.testing.assert_array_equal(found["draw_log_likelihood"], heights[:, 4::5])
+    assert found["draw"].values.tolist() == list(range(4, 100, 5))
+    assert found["min_ess"] == tree.attrs["min_ess"]
     np.testing.assert_allclose(found["log_likelihood"], heights.mean(), rtol=1e-12)
     # to four standard errors of both: of 200 draws, out of proposals worth min_ess, and of NUTS;
     # heights summed over all cells by Laplace, for power
@@ -240,6 +249,20 @@ def test_a_posterior_by_laplace_is_that_of_the_public_function_and_agrees_with_n
     gap = float((ours["log_likelihood"] - theirs["log_likelihood"]).sum())
     errors = np.sqrt(1 / 200 + 1 / ours["min_ess"] + 1 / theirs["min_ess"])
     assert abs(gap) < 4 * heights.values.std() * float(np.sqrt((errors**2).sum()))
+
+
+def test_kept_draws_have_the_log_likelihoods_beside_them(mixed: xr.Dataset) -> None:
+    """By the oracle, of draws by both samplers, also with their experts named as in the truth."""
+    truth = bm.scenario("weak", gate="dense_to_sparse")
+    oracle = Oracle(CASE["dense_to_sparse"], 2, 1)
+    for cell in PLAN.cells():
+        x, y = truth.simulate(PLAN.data_key(cell), cell.n)
+        kept = one(mixed, cell)
+        draws = bm.MixingMeasure(*(kept[f"draw_{field}"].to_numpy() for field in FIELDS))
+        for measures in (draws, bm.align(draws, truth.gate, truth.measure)):
+            last = jax.tree.map(lambda leaf: np.asarray(leaf)[1, -1], measures)
+            expected = oracle.log_likelihood(oracle.theta(last), np.asarray(x), np.asarray(y))
+            np.testing.assert_allclose(kept["draw_log_likelihood"][1, -1], expected, rtol=1e-10)
 
 
 def test_where_the_density_jumps_nuts_draws_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -188,11 +188,13 @@ def print_status(counts: pd.DataFrame) -> None:
     Console().print(table)
 
 
-def print_plan(total: int, missing: int, estimate: Estimate) -> None:
-    """How many cells there are to compute, and how long that takes."""
+def print_plan(total: int, missing: int, estimate: Estimate, draws: int) -> None:
+    """How many cells there are to compute, how long that takes, and the bytes of their draws."""
     console = Console(soft_wrap=True)
     console.print(f"{total} cells, {total - missing} of them there, {missing} to compute")
     console.print(f"core time: {duration(estimate.seconds)} ({estimate.basis})")
+    if draws:
+        console.print(f"kept draws: at most {draws / 1e6:.3g} MB on disk")
 
 
 def duration(seconds: float) -> str:

@@ -18,6 +18,8 @@ from bayesmoe.core.measure import FIELDS, MixingMeasure
 from bayesmoe.core.model import MoE
 from bayesmoe.core.scaling import Scaling
 from bayesmoe.inference.em import EMFit
+from bayesmoe.inference.laplace import Resampled
+from bayesmoe.inference.nuts import Draws
 from bayesmoe.inference.outcome import best_start
 from bayesmoe.inference.point import Fit, fit_map, fit_mle
 from bayesmoe.inference.starts import near_truth
@@ -82,20 +84,21 @@ def _under_prior(
         start, seconds = _timed(lambda: _fit_point(fit_map, problem, model, mle))
         distance = np.nan if mle is None else _distance(problem, mle, start)
         columns["map"] = _point_column(problem, start, seconds)
-    evidence = Evidence()
+    evidence, kept = Evidence(), Arrays()
     spread = np.full(len(PARAMETER_BLOCKS), np.nan)
     if "posterior" in plan.estimators:
         sample, seconds = _timed(lambda: _sample(problem, model, start))
         columns["posterior"] = _posterior_column(problem, sample, seconds)
-        evidence = sample.evidence
+        evidence, kept = sample.evidence, _kept_draws(plan, sample.draws)
         if model.gate.has_temperature:
             spread[PARAMETER_BLOCKS.index("temperature")] = float(
                 jnp.std(sample.draws.measures.temperature)
             )
-    kept = [columns[estimator] for estimator in plan.estimators]
-    stacked = {name: np.stack([column[name] for column in kept]) for name in kept[0]}
+    wanted = [columns[estimator] for estimator in plan.estimators]
+    stacked = {name: np.stack([column[name] for column in wanted]) for name in wanted[0]}
     singles = {name: np.asarray(value) for name, value in evidence._asdict().items()}
-    return stacked | singles | {"posterior_sd": spread, "map_mle_distance": np.asarray(distance)}
+    singles |= {"posterior_sd": spread, "map_mle_distance": np.asarray(distance)}
+    return stacked | singles | kept
 
 
 def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
@@ -183,6 +186,16 @@ def _posterior_column(problem: _Problem, sample: Sample, seconds: float) -> Arra
         "least_curvature": np.asarray(np.nan),
         "start_objective": np.full(problem.plan.n_starts + 1, np.nan),
     }
+
+
+def _kept_draws(plan: Plan, draws: Draws | Resampled) -> Arrays:
+    """The draws that the plan has stored, ``(chain, draw, ...)``, on the scale of the data."""
+    if not plan.kept_draws:
+        return {}
+    fields = {field: getattr(draws.measures, field) for field in FIELDS}
+    fields["log_likelihood"] = draws.log_likelihood
+    places = plan.kept_places
+    return {f"draw_{name}": np.asarray(values)[:, places] for name, values in fields.items()}
 
 
 def _judge(problem: _Problem, measures: MixingMeasure) -> tuple[dict[str, VoronoiResult], Array]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import threading
+import time
 import uuid
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -15,6 +17,7 @@ from bayesmoe.study.executors import Executor, Model, Outcome, Waiting, WorkerEr
 from bayesmoe.study.plan import Cell
 
 _TIMEOUT = 5.0  # seconds to reach the scheduler
+_LOOK_AGAIN = 1.0  # seconds after which the workers are counted again
 _RETRIES = 1  # of cells that a worker could not even begin
 _PACKAGES = ("bayesmoe", *LIBRARIES)
 
@@ -101,13 +104,13 @@ def _on_cluster(
     waiting, under_way = Waiting(cells), dict[Any, Cell]()
     finished = as_completed(loop=client.loop, with_results=True, raise_errors=False)
     task = functools.partial(_attempt, _versions(), attempt)
+    n_threads = _Threads(client)
 
     def fill(own: Model | None) -> None:
-        while (
-            not stop.is_set()
-            and len(under_way) < max(1, sum(client.nthreads().values()))
-            and (cell := waiting.take(own)) is not None
-        ):
+        room = max(1, n_threads()) - len(under_way)
+        for _ in range(room):
+            if stop.is_set() or (cell := waiting.take(own)) is None:
+                return
             future = client.submit(task, cell, key=f"{cell} {uuid.uuid4()}", retries=_RETRIES)
             under_way[future] = cell
             finished.add(future)
@@ -116,10 +119,24 @@ def _on_cluster(
         fill(None)
         for future, result in finished:
             cell = under_way.pop(future)
-            yield _outcome(cell, result)
+            outcome = _outcome(cell, result)
             fill(cell[:3])  # its worker, free now, has the programs of this model
+            yield outcome  # is stored while that worker computes
     except OSError as error:
         raise _lost(error) from error
+
+
+class _Threads:
+    """How many threads the workers have, asked for once a second at most: they come and go."""
+
+    def __init__(self, client: Any) -> None:
+        self._client, self._known, self._asked = client, 0, -math.inf
+
+    def __call__(self) -> int:
+        now = time.monotonic()
+        if now >= self._asked + _LOOK_AGAIN:
+            self._known, self._asked = sum(self._client.nthreads().values()), now
+        return self._known
 
 
 def _attempt(
@@ -143,7 +160,8 @@ def _outcome(cell: Cell, result: Any) -> Outcome:
 
 
 def _lost(error: BaseException) -> WorkerError:
+    why = " ".join(f"{type(error).__name__}: {error}".split())  # on one line
     return WorkerError(
-        f"the cluster does not compute any more: {type(error).__name__}: {error}; finished cells "
-        "are kept: mend this and repeat the command to go on"
+        f"the cluster does not compute any more: {why}; finished cells are kept: mend this and "
+        "repeat the command to go on"
     )

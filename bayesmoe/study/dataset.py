@@ -8,7 +8,7 @@ import numpy as np
 import xarray as xr
 
 from bayesmoe.study.chunks import decode
-from bayesmoe.study.layout import CELL_AXES, RECORDS, RESULTS
+from bayesmoe.study.layout import CELL_AXES, RECORDS
 from bayesmoe.study.plan import Cell, Plan
 from bayesmoe.study.stored import DamageError, Stored, StoreError
 from bayesmoe.study.theory import theory
@@ -66,7 +66,7 @@ def _read(stored: Stored) -> dict[str, np.ndarray]:
         name: np.full(
             layout.sizes((*CELL_AXES, *dims)), fill, object if dtype == "string" else dtype
         )
-        for name, (dims, dtype, fill) in (RESULTS | RECORDS).items()
+        for name, (dims, dtype, fill) in (layout.results | RECORDS).items()
     }
     damaged = []
     for cell in stored.finished():
@@ -94,8 +94,13 @@ def _read(stored: Stored) -> dict[str, np.ndarray]:
 def _check_leftovers(stored: Stored) -> None:
     """ValueError if others could not open the store for what is left of unfinished cells."""
     for path in stored.leftovers():
-        variable = RESULTS[path.parent.name]
-        decode(path.read_bytes(), variable.dtype, stored.layout.chunk(variable.dims))
+        variable = stored.layout.results[path.parent.name]
+        decode(
+            path.read_bytes(),
+            variable.dtype,
+            stored.layout.chunk(variable.dims),
+            variable.compressed,
+        )
 
 
 def _plain(values: xr.DataArray) -> xr.DataArray:

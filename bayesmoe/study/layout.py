@@ -33,10 +33,15 @@ class Variable(NamedTuple):
     dtype: str = "float64"
     fill: Any = float("nan")
 
+    @property
+    def compressed(self) -> bool:
+        """Whether chunks are compressed: those of many values, of which few may be a model's."""
+        return "draw" in self.dims
 
-_BOTH = ("prior", "estimator")
 
-#: what every computed cell has; the last two are written last
+_BOTH, _DRAWS = ("prior", "estimator"), ("prior", "chain", "draw")
+
+#: what every computed cell has, draws only where the plan keeps some; the last two are written last
 RESULTS: dict[str, Variable] = {
     **dict.fromkeys(LOSSES, Variable(_BOTH)),
     "block_error": Variable((*_BOTH, "block", "cell")),
@@ -58,6 +63,13 @@ RESULTS: dict[str, Variable] = {
     "estimate_slope": Variable((*_BOTH, "expert", "covariate")),
     "estimate_intercept": Variable((*_BOTH, "expert")),
     "estimate_variance": Variable((*_BOTH, "expert")),
+    "draw_log_likelihood": Variable(_DRAWS),
+    "draw_gate_slope": Variable((*_DRAWS, "expert", "covariate")),
+    "draw_gate_intercept": Variable((*_DRAWS, "expert")),
+    "draw_temperature": Variable(_DRAWS),
+    "draw_slope": Variable((*_DRAWS, "expert", "covariate")),
+    "draw_intercept": Variable((*_DRAWS, "expert")),
+    "draw_variance": Variable((*_DRAWS, "expert")),
     "data_digest": Variable((), "int64", 0),
     "converged": Variable(_BOTH, "bool", False),
     "status": Variable(_BOTH, "string", "missing"),
@@ -107,6 +119,15 @@ class Layout:
     def to_json(self) -> str:
         """The layout as text."""
         return json.dumps(dataclasses.asdict(self))
+
+    @functools.cached_property
+    def results(self) -> dict[str, Variable]:
+        """Those of `RESULTS` that the study has."""
+        return {
+            name: variable
+            for name, variable in RESULTS.items()
+            if all(dim in self.coordinates for dim in variable.dims)
+        }
 
     def models(self) -> Iterator[tuple[str, str, int]]:
         """Scenario, gate and number of experts of all cells, each once."""
@@ -159,6 +180,7 @@ def _grid(
 
 
 def _coordinates(plan: Plan, n_covariates: int) -> dict[str, list[Any]]:
+    draws = {"chain": list(range(plan.chains)), "draw": plan.kept_places}
     return {
         "scenario": list(plan.scenarios),
         "gate": [gate.id for gate in plan.gates],
@@ -173,4 +195,5 @@ def _coordinates(plan: Plan, n_covariates: int) -> dict[str, list[Any]]:
         "expert": list(range(max(plan.n_experts))),
         "covariate": list(range(n_covariates)),
         "start": list(range(plan.n_starts + 1)),
+        **(draws if plan.kept_draws else {}),
     }

@@ -151,6 +151,8 @@ class Plan(BaseModel):
         drew what.
     chains, warmup, draws
         Of NUTS; warm-up and draws per chain. The approximation has as many draws in all.
+    kept_draws
+        How many draws of each chain are stored, evenly spaced; none by default.
     level
         Of the contraction radius: the posterior quantile of the loss.
     seed
@@ -173,6 +175,7 @@ class Plan(BaseModel):
     chains: Annotated[Whole, Field(ge=2)] = 2
     warmup: Annotated[Whole, Field(ge=50)] = 300
     draws: Annotated[Whole, Field(ge=50)] = 500
+    kept_draws: Annotated[Whole, Field(ge=0)] = 0
     level: Annotated[float, Field(gt=0, lt=1)] = 0.9
     seed: Annotated[Whole, Field(ge=0)]
 
@@ -185,9 +188,22 @@ class Plan(BaseModel):
                 "priors = 'flat' is improper and has no posterior; remove it, or remove "
                 "'posterior' from estimators"
             )
+        self._check_kept_draws()
         for name, gate in itertools.product(self.scenarios, self.gates):
             self._check_models(scenario(name, gate.make()))
         return self
+
+    def _check_kept_draws(self) -> None:
+        if self.kept_draws > self.draws:
+            raise ValueError(
+                f"kept_draws = {self.kept_draws} exceeds the draws of a chain, "
+                f"draws = {self.draws}; keep at most as many as are drawn"
+            )
+        if self.kept_draws and "posterior" not in self.estimators:
+            raise ValueError(
+                f"kept_draws = {self.kept_draws} needs a posterior to draw from; add 'posterior' "
+                "to estimators, or keep no draws"
+            )
 
     def _check_models(self, truth: Scenario) -> None:
         for k in self.n_experts:
@@ -203,6 +219,11 @@ class Plan(BaseModel):
                     f"sizes = {self.sizes[0]} is less than the {size} parameters of "
                     f"{truth.gate.label} with {k} experts; use larger sizes or fewer experts"
                 )
+
+    @property
+    def kept_places(self) -> list[int]:
+        """Which draws of a chain are stored, counted from 0: evenly spaced, the last among them."""
+        return [(i * self.draws) // self.kept_draws - 1 for i in range(1, self.kept_draws + 1)]
 
     def cells(self) -> Iterator[Cell]:
         """All cells, those of one model and law next to each other."""

@@ -14,6 +14,7 @@ import pandas as pd
 from bayesmoe.study.cell import compute_cell
 from bayesmoe.study.plan import WITHOUT_PRIOR, Cell, Plan
 from bayesmoe.study.sampling import NUTS
+from bayesmoe.study.scenario import scenario
 from bayesmoe.study.stored import Stored
 
 _SAMPLE = 10  # stored cells of each model whose times are read
@@ -42,6 +43,14 @@ def count_cells(stored: Stored) -> pd.DataFrame:
     ]
     names = ["scenario", "gate", "n_experts", "there", "missing", "failed"]
     return pd.DataFrame(rows, columns=names)
+
+
+def draw_bytes(plan: Plan, missing: Collection[Cell]) -> int:
+    """What the draws to be kept of the cells ``missing`` take on disk, before compression."""
+    widths = {name: scenario(name).measure.n_covariates for name in plan.scenarios}
+    # a log-likelihood and a temperature; slopes of gate and line, two intercepts and a variance
+    values = sum(2 + cell.n_experts * (2 * widths[cell.scenario] + 3) for cell in missing)
+    return 8 * len(plan.priors) * plan.chains * plan.kept_draws * values
 
 
 def estimate_core_time(

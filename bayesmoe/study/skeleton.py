@@ -16,13 +16,15 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import Crc32cCodec
+from zarr.abc.codec import BytesBytesCodec
+from zarr.codecs import Crc32cCodec, GzipCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from bayesmoe.diagnostics.posterior import library_versions
+from bayesmoe.study.chunks import GZIP_LEVEL
 from bayesmoe.study.expected import QUANTITIES
-from bayesmoe.study.layout import CELL_AXES, CHUNKS, RECORDS, RESULTS, Layout
+from bayesmoe.study.layout import CELL_AXES, CHUNKS, RECORDS, Layout
 from bayesmoe.study.plan import Plan
 from bayesmoe.study.theory import theory
 
@@ -66,12 +68,13 @@ def skeleton(plan: Plan, layout: Layout, attrs: Mapping[str, Any]) -> dict[str, 
     for name, (dims, known) in theory(plan, layout).items():
         parts = [1 if dim in CELL_AXES else len(QUANTITIES) for dim in dims]
         _whole(root, name, dims, known, parts)
-    for name, variable in (RESULTS | RECORDS).items():
+    for name, variable in (layout.results | RECORDS).items():
         dims = (*CELL_AXES, *variable.dims)
         units = {"units": "s"} if name == "seconds" else {}
         chunks = (1,) * len(CELL_AXES) + layout.chunk(variable.dims)
         shape = layout.sizes(dims)
-        _create(root, name, dims, shape, chunks, variable.dtype, variable.fill, units)
+        codecs = (GzipCodec(level=GZIP_LEVEL),) if variable.compressed else ()
+        _create(root, name, dims, shape, chunks, variable.dtype, variable.fill, units, codecs)
     with warnings.catch_warnings():  # that consolidated metadata are not part of the standard yet
         warnings.simplefilter("ignore", zarr.errors.ZarrUserWarning)
         zarr.consolidate_metadata(root.store)
@@ -82,6 +85,7 @@ def skeleton(plan: Plan, layout: Layout, attrs: Mapping[str, Any]) -> dict[str, 
 def _create(
     root: zarr.Group, name: str, dims: tuple[str, ...], shape: tuple[int, ...],
     chunks: tuple[int, ...], dtype: str, fill: Any, attrs: dict[str, Any] | None = None,
+    codecs: tuple[BytesBytesCodec, ...] = (),
 ) -> zarr.Array:  # fmt: skip
     return root.create_array(
         name,
@@ -89,7 +93,7 @@ def _create(
         chunks=chunks,
         dtype=dtype,
         fill_value=fill,
-        compressors=[Crc32cCodec()],
+        compressors=[*codecs, Crc32cCodec()],
         chunk_key_encoding={"name": "default", "separator": "."},
         dimension_names=dims,
         attributes=attrs,

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from bayesmoe.study.chunks import digest, encode, is_text
+from bayesmoe.study.chunks import digest, encode, is_filled, is_text
 from bayesmoe.study.extension import ExtensionError, check_extension
 from bayesmoe.study.files import PARTIAL, synchronise, write_bytes
 from bayesmoe.study.layout import RECORDS, RESULTS, Layout, Variable
@@ -94,8 +94,8 @@ class Store(Stored):
         checked = self._checked(cell, arrays)
         with self._writing():
             self._remove("digest", cell)
-            for name in RESULTS:
-                self._put(name, RESULTS[name], cell, checked[name])
+            for name, variable in self.layout.results.items():
+                self._put(name, variable, cell, checked[name])
             self._put("digest", RECORDS["digest"], cell, np.asarray(digest(checked)))
             self._remove("failure", cell)
 
@@ -116,7 +116,7 @@ class Store(Stored):
 
     def discard(self, cell: Cell) -> None:
         """Forget a cell."""
-        for name in ("digest", *RESULTS, "failure"):
+        for name in ("digest", *self.layout.results, "failure"):
             self._remove(name, cell)
 
     def repair(self) -> list[Cell]:
@@ -135,10 +135,10 @@ class Store(Stored):
         return damaged
 
     def _checked(self, cell: Cell, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        odd = sorted(arrays.keys() ^ RESULTS.keys())
+        odd = sorted(arrays.keys() ^ self.layout.results.keys())
         if odd:
             raise ValueError(f"the cell {cell} must have the variables of the layout; see {odd}")
-        for name, (dims, dtype, _) in RESULTS.items():
+        for name, (dims, dtype, _) in self.layout.results.items():
             values, shape = arrays[name], self.layout.extent(cell, dims)
             found = "string" if is_text(values) else values.dtype.name
             if (found, values.shape) != (dtype, shape):
@@ -149,13 +149,17 @@ class Store(Stored):
         return dict(arrays)
 
     def _put(self, name: str, variable: Variable, cell: Cell, values: np.ndarray) -> None:
-        text = variable.dtype == "string"
+        """Write a cell's chunks; one without a file has nothing but the fill value, as in Zarr."""
+        text, chunk = variable.dtype == "string", self.layout.chunk(variable.dims)
         for key, part in self.layout.blocks(cell, variable.dims):
-            chunk = self.layout.chunk(variable.dims)
+            path, region = self.root / name / key, values[part]
+            if is_filled(region, variable.fill):
+                path.unlink(missing_ok=True)
+                continue
             whole = np.full(chunk, variable.fill, object if text else variable.dtype)
-            region = values[part]
             whole[tuple(map(slice, region.shape))] = region
-            self._replace(self.root / name / key, encode(whole.astype(np.str_) if text else whole))
+            content = encode(whole.astype(np.str_) if text else whole, variable.compressed)
+            self._replace(path, content)
 
     def _replace(self, path: Path, content: bytes) -> None:
         partial = self.directory / f"{PARTIAL}{os.getpid()}-chunk"

@@ -18,7 +18,7 @@ import numpy as np
 
 from bayesmoe.study.cell import Arrays
 from bayesmoe.study.chunks import decode, digest
-from bayesmoe.study.layout import CELL_AXES, RECORDS, RESULTS, Layout, Variable
+from bayesmoe.study.layout import CELL_AXES, RECORDS, Layout, Variable
 from bayesmoe.study.plan import Cell, Plan, PlanError, parse_plan
 from bayesmoe.study.skeleton import FORMAT, ROOT
 
@@ -102,13 +102,13 @@ class Stored:
         return [entry for entry in os.listdir(self.root / name) if entry.startswith("c.")]
 
     def _keys(self, name: str, cell: Cell) -> list[str]:
-        dims = (RESULTS | RECORDS)[name].dims
+        dims = (self.layout.results | RECORDS)[name].dims
         return [key for key, _ in self.layout.blocks(cell, dims)]
 
     def leftovers(self) -> list[Path]:
         """Chunks of cells that never were finished: of a process killed while it wrote them."""
         finished, failed, found = self.finished(), self.failed(), []
-        for name in RESULTS:
+        for name in self.layout.results:
             kept = finished | failed if name == "status" else finished
             known = {key for cell in kept for key in self._keys(name, cell)}
             found += [self.root / name / key for key in self._chunks(name) if key not in known]
@@ -122,7 +122,8 @@ class Stored:
         DamageError
             If the cell is not as it was written.
         """
-        arrays = {name: self._read(name, variable, cell) for name, variable in RESULTS.items()}
+        variables = self.layout.results
+        arrays = {name: self._read(name, variable, cell) for name, variable in variables.items()}
         if digest(arrays) != self.digest(cell):
             raise self._damage(cell, "its digest is wrong")
         return arrays
@@ -139,11 +140,14 @@ class Stored:
         """A cell's own part of a variable, put together from its chunks."""
         text = variable.dtype == "string"
         shape, chunk = self.layout.extent(cell, variable.dims), self.layout.chunk(variable.dims)
-        whole = np.empty(shape, object if text else variable.dtype)
+        whole = np.full(shape, variable.fill, object if text else variable.dtype)
         for key, part in self.layout.blocks(cell, variable.dims):
             try:
                 with open(f"{self.root}/{name}/{key}", "rb") as file:
-                    values = decode(file.read(), variable.dtype, chunk)
+                    content = file.read()
+                values = decode(content, variable.dtype, chunk, variable.compressed)
+            except FileNotFoundError:
+                continue  # nothing but the fill value was there; if not, the digest tells
             except OSError as error:
                 raise self._damage(cell, f"{name}: {error.strerror}") from None
             except ValueError as error:
