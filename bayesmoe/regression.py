@@ -47,6 +47,7 @@ METHODS = ("mle", "map", "posterior")
 
 _MENDS: dict[Status | PosteriorStatus, str] = {
     Status.SEPARATED: "a proper prior has a maximum: use method='map' with prior='weak'",
+    Status.TEMPERATURE_TO_ZERO: "use gate='softmax', or method='map' with prior='weak'",
     Status.EMPTY_EXPERT: "lower n_experts",
     PosteriorStatus.NOT_MIXED: "raise n_warmup and n_draws, or lower n_experts",
     PosteriorStatus.DIVERGENT: "raise n_warmup, or lower n_experts",

@@ -1,4 +1,4 @@
-"""The study engine: throughput of workers, what a cell costs beside its fits, and 1000 workers.
+"""The study engine: throughput of workers, cost of a cell beside its fits, batches, 1000 workers.
 
 The cost of a large study on many workers is simulated: by the engine's own order of cells, from
 times of cells measured here and from the time that Dask's scheduler takes for a cell.
@@ -6,17 +6,25 @@ times of cells measured here and from the time that Dask's scheduler takes for a
 
 from __future__ import annotations
 
-import functools
 import heapq
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
+from bayesmoe import moe, scenario
+from bayesmoe.core.likelihood import Data
+from bayesmoe.inference.newton import maximise
+from bayesmoe.inference.point import mean_objective
+from bayesmoe.inference.problem import N_STARTS, prepare
 from bayesmoe.study.cell import compute_cell
 from bayesmoe.study.cluster import cluster
 from bayesmoe.study.engine import run_study
@@ -24,11 +32,13 @@ from bayesmoe.study.executors import Executor, Model, Outcome, Waiting, in_threa
 from bayesmoe.study.plan import Cell, Plan
 from bayesmoe.study.processes import in_processes
 from bayesmoe.study.store import Store
-from benchmarks.timing import Entry, Figure, Skipped, row
+from benchmarks.timing import Entry, Figure, Skipped, compare, row
 
 ROUNDS = 3
 N_WORKERS = 2
 TASKS = 2000
+UNDER_WAY = 256  # cells that Dask has to keep going
+BATCH = 16  # small data sets in one program
 WORKERS = (1, 10, 100, 300, 1000)
 #: 100 000 cells of the kind of the preset "paper"
 LARGE = {
@@ -39,7 +49,7 @@ LARGE = {
 }
 
 
-in_one_thread = functools.partial(in_threads, n_threads=1)
+in_one_thread = partial(in_threads, n_threads=1)
 
 
 class Costs(NamedTuple):
@@ -53,7 +63,7 @@ def plan_of(**changes: Any) -> Plan:
     """One gate, two experts, large samples."""
     fields: dict[str, Any] = {
         "scenarios": ["lambda"], "gates": ["softmax"], "n_experts": [2], "sizes": [10_000, 20_000],
-        "replicates": 8, "estimators": ["mle", "map"], "seed": 1,
+        "replicates": 20, "estimators": ["mle", "map"], "seed": 1,
     }  # fmt: skip
     return Plan.model_validate(fields | changes)
 
@@ -61,7 +71,7 @@ def plan_of(**changes: Any) -> Plan:
 def entries() -> Iterator[Entry]:
     """Two workers beside one, the overhead of a cell, and the simulated curve."""
     plan = plan_of()
-    in_two_processes = functools.partial(in_processes, n_workers=N_WORKERS)
+    in_two_processes = partial(in_processes, n_workers=N_WORKERS)
     alone = _cells_per_second(plan, in_one_thread)
     peers: dict[str, tuple[Executor, float | None]] = {
         "processes, started and compiled anew": (in_two_processes, None)
@@ -79,9 +89,13 @@ def entries() -> Iterator[Entry]:
         cluster(running.scheduler_address) as on_cluster,
     ):
         yield from _rows(plan, alone, peers | {"Dask workers": (on_cluster, 1.7)})
-        yield from _overhead()
-        dispatch = _dispatch(on_cluster)
-    yield Figure("Dask's scheduler and client, for each cell", f"{1e3 * dispatch:.2f} ms")
+    yield from _overhead()
+    yield from _batched()
+    dispatch = _dispatch()
+    yield Figure(
+        f"Dask's scheduler and client, for each of {UNDER_WAY} cells under way",
+        f"{1e3 * dispatch:.2f} ms",
+    )
     yield from _curve(dispatch)
 
 
@@ -134,17 +148,60 @@ def _overhead() -> Iterator[Entry]:
         )
 
 
+def _batched() -> Iterator[Entry]:
+    """Small data sets one by one, as the engine does them, beside all in one program."""
+    for gate, n in (("softmax", 100), ("activation_dense_to_sparse", 100), ("softmax", 1000)):
+        yield compare(
+            f"{BATCH} MLEs of n = {n}, {gate}, one by one",
+            "by jax.vmap at once",
+            *_climbs(gate, n),
+            rounds=7,
+        )
+
+
+def _climbs(gate: str, n: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """Maximise from all starts of some data sets: in turn, and in one program."""
+    model, truth = moe(gate, 2), scenario("lambda", gate=gate)
+    samples = (truth.simulate(jax.random.key(i), n) for i in range(BATCH))
+    problems = [
+        prepare(model, *sample, key=i, n_starts=N_STARTS, starts=None, variance_floor=1e-4)
+        for i, sample in enumerate(samples)
+    ]
+    layout, lower = problems[0].layout, problems[0].lower
+    data = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(one.data for one in problems))
+    starts = jnp.stack([one.starts for one in problems], axis=1)
+
+    def climb(data: Data, start: Array) -> Array:
+        return maximise(partial(mean_objective, layout, None, data), start, lower).value
+
+    one = jax.jit(lambda data, starts: jax.lax.map(partial(climb, data), starts))
+    batch = jax.jit(lambda data, starts: jax.lax.map(partial(jax.vmap(climb), data), starts))
+    return (lambda: [one(each.data, each.starts) for each in problems]), (
+        lambda: batch(data, starts)
+    )
+
+
 def _nothing(cell: Cell) -> Outcome:
     return Outcome(cell, None, "nothing was to be done")
 
 
-def _dispatch(execute: Executor) -> float:
-    """Seconds for a cell in which nothing is done, which pass one after the other."""
+def _dispatch() -> float:
+    """Seconds for a cell in which nothing is done, of many under way; its worker is counted in."""
+    import distributed
+
     cells = list(plan_of(replicates=TASKS // 2).cells())
-    start = time.perf_counter()
-    for _ in execute(_nothing, cells, threading.Event()):
-        pass
-    return (time.perf_counter() - start) / len(cells)
+    with (
+        distributed.LocalCluster(
+            n_workers=1, threads_per_worker=UNDER_WAY, dashboard_address=None
+        ) as running,
+        cluster(running.scheduler_address) as execute,
+    ):
+        for _ in range(2):  # the first time the worker has yet to start its threads
+            start = time.perf_counter()
+            for _ in execute(_nothing, cells, threading.Event()):
+                pass
+            elapsed = time.perf_counter() - start
+    return elapsed / len(cells)
 
 
 def _curve(dispatch: float) -> Iterator[Entry]:

@@ -304,6 +304,7 @@ def test_an_optimum_found_once_is_doubted(sound: Analysis) -> None:
     ("status", "subject", "grave"),
     [
         (Status.SEPARATED, "Separated gate (MLE)", True),
+        (Status.TEMPERATURE_TO_ZERO, "Temperature goes to zero (MLE)", True),
         (Status.EMPTY_EXPERT, "Empty expert (MLE)", True),
         (Status.MAX_ITERATIONS, "No maximum (MLE)", True),
         (Status.AT_VARIANCE_FLOOR, "Variance at its floor", False),
@@ -317,25 +318,6 @@ def test_the_status_of_a_fit_is_told(
     assert (trouble.subject, trouble.grave) == (subject, grave)
     if status is Status.AT_VARIANCE_FLOOR:
         assert "variance of expert 0 rests" in trouble.text
-
-
-@pytest.mark.parametrize(
-    ("gate", "temperature", "subject"),
-    [
-        ("activation_dense_to_sparse", 0.002, "Temperature near zero (MLE)"),
-        ("activation_dense_to_sparse", 0.02, "No maximum (MLE)"),
-        ("dense_to_sparse", 0.002, "No maximum (MLE)"),
-    ],
-)
-def test_a_temperature_that_goes_to_zero_is_named(
-    sound: Analysis, gate: str, temperature: float, subject: str
-) -> None:
-    measure = CENTRE.replace(temperature=temperature)
-    fit = point([-5.0, -5.0], [Status.MAX_ITERATIONS] * 2, measure, map_=False)
-    analysis = with_mle(sound, fit)._replace(model=bm.moe(gate, 2))
-    found = {trouble.subject: trouble.text for trouble in find_troubles(analysis)}
-    assert subject in found
-    assert ("temperature is 0.002" in found[subject]) == (subject != "No maximum (MLE)")
 
 
 def test_an_expert_with_few_observations_is_named(sound: Analysis) -> None:

@@ -31,6 +31,7 @@ _MANY_MODELS = 11  # beyond, the best of them owes something to chance
 _ENDINGS = {
     "at_variance_floor": "rests on the variance floor",
     "separated": "is separated",
+    "temperature_to_zero": "has a temperature that goes to zero",
     "empty_expert": "has an empty expert",
     "max_iterations": "ran out of iterations",
 }

@@ -6,7 +6,6 @@ parameters; modes are those of the coordinates that are sampled, Jacobian includ
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from bayesmoe.core.compilation import jit_by_gate
 from bayesmoe.core.likelihood import Data, Evaluation
 from bayesmoe.core.scaling import Scaling
 from bayesmoe.inference import newton
@@ -83,7 +83,7 @@ def _alike(found: Modes, heights: np.ndarray, i: int, j: int) -> bool:
     return bool(same_mass and abs(heights[i] - heights[j]) < _SAME)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jit_by_gate(lambda target: target.layout.gate, static_argnums=0)
 def _search(target: Target, data: Data, points: Array) -> tuple[Modes, Array, Array]:
     """Modes from points ``(s, p)``, their log densities and whether each is a maximum."""
     unbounded = jnp.full(points.shape[1], -jnp.inf)

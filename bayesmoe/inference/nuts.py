@@ -15,11 +15,14 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from bayesmoe.core.compilation import compile_ahead
+from bayesmoe.core.likelihood import Data
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE
 from bayesmoe.core.validate import as_key, check_whole
 from bayesmoe.inference.point import Fit
 from bayesmoe.inference.posterior import make_posterior
+from bayesmoe.inference.target import Target
 from bayesmoe.inference.transitions import Chain, run_chain
 
 N_CHAINS = 4
@@ -108,7 +111,13 @@ def sample_chains(
     for name, value in (counts | {"n_threads": n_threads}).items():
         check_whole(name, value, least=1)
     map_key, chain_key = jax.random.split(as_key(key))
-    posterior = make_posterior(model, x, y, key=map_key, start=start)
+
+    def prepare(target: Target, data: Data) -> None:
+        p = target.layout.size
+        mode, seed = (np.zeros(p), np.eye(p)), jax.random.fold_in(chain_key, 0)
+        compile_ahead(run_chain, target, n_warmup, n_draws, data, *mode, seed)
+
+    posterior = make_posterior(model, x, y, key=map_key, start=start, meanwhile=prepare)
     target, data, modes = posterior.target, posterior.data, posterior.modes
     # where the density jumps, its curvature says nothing of masses
     jumps = model.gate.jumps(model.n_experts)

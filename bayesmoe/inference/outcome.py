@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from bayesmoe.core.compilation import QUICKLY
 from bayesmoe.core.likelihood import Data, Layout
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.priors import Prior
@@ -28,6 +29,9 @@ class Status(enum.Enum):
     CONVERGED = "a maximum: zero gradient and no negative curvature"
     AT_VARIANCE_FLOOR = "a maximum over the variances allowed: one rests on its floor"
     SEPARATED = "a gate parameter runs away: the likelihood has no maximum there, it only flattens"
+    TEMPERATURE_TO_ZERO = (
+        "the temperature runs to zero: the likelihood has no maximum there, it rises to a limit"
+    )
     EMPTY_EXPERT = "an expert lost all its weight: fewer experts have the same likelihood"
     NEGATIVE_CURVATURE = "stopped at a saddle point"
     STALLED = "no step improves, yet the gradient is not zero: a jump, or the limit of precision"
@@ -72,7 +76,7 @@ class GateState(NamedTuple):
     separated: Array  # some experts that are active together share no observation
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=(0, 1), compiler_options=QUICKLY)
 def describe(
     layout: Layout, prior: Prior | None, data: Data, scaling: Scaling, coordinates: Array
 ) -> tuple[MixingMeasure, Array, GateState]:
@@ -117,10 +121,17 @@ def _n_components(graph: Array) -> Array:
     return jnp.sum(1.0 / jnp.sum(reach, axis=1))
 
 
-def judge(optimum: newton.Optimum, gate: GateState, proper: bool) -> Status:
-    """The status of one start; ``optimum`` and ``gate`` without batch axes."""
+def judge(optimum: newton.Optimum, gate: GateState, proper: bool, cold: bool = False) -> Status:
+    """The status of one start; ``optimum`` and ``gate`` without batch axes.
+
+    ``cold`` says that the likelihood was seen to rise as the temperature goes to zero.
+    """
     if not np.isfinite(optimum.value) or not np.isfinite(optimum.gradient_norm):
         return Status.NON_FINITE
+    if cold and not (gate.empty or gate.separated):
+        return Status.TEMPERATURE_TO_ZERO
+    if cold:
+        return Status.EMPTY_EXPERT if gate.empty else Status.SEPARATED
     if optimum.gradient_norm > newton.GRADIENT_TOLERANCE:
         exhausted = optimum.n_iterations >= newton.MAX_ITERATIONS
         return Status.MAX_ITERATIONS if exhausted else Status.STALLED

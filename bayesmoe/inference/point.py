@@ -22,12 +22,14 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from bayesmoe.core.compilation import jit_by_gate
 from bayesmoe.core.likelihood import Data, Evaluation, Layout, evaluate_log_likelihood
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE
 from bayesmoe.core.priors import Prior
 from bayesmoe.core.validate import as_key
 from bayesmoe.inference import newton
+from bayesmoe.inference.cold_limit import bounded, can_run_cold, follow
 from bayesmoe.inference.outcome import Starts, Status, best_start, describe, judge, row
 from bayesmoe.inference.problem import N_STARTS, VARIANCE_FLOOR, Problem, prepare
 
@@ -146,16 +148,46 @@ def _search(
 ) -> Fit:
     """The best of all starts, as many as were asked for, or as few observations need."""
     key = as_key(key)
-    problem = begin(key=key, n_starts=N_STARTS if n_starts is None else n_starts, starts=starts)
+    first = N_STARTS if n_starts is None else n_starts
+    problem = bounded(begin(key=key, n_starts=first, starts=starts))
     fit = _fit(problem, prior)
+    n_batches = _MOST_STARTS // N_STARTS
     if n_starts is not None or int(problem.data.n_observations) > _FEW_ROWS:
-        return fit
-    for batch in range(1, _MOST_STARTS // N_STARTS):
+        n_batches = 1
+    for batch in range(1, n_batches):
         if _n_agreeing(fit) >= _AGREEING:
             break
         more = begin(key=jax.random.fold_in(key, batch + 1), n_starts=N_STARTS, starts=None)
-        fit = _better(fit, _fit(more, prior))
-    return fit
+        fit = _better(fit, _fit(bounded(more), prior))
+    return _follow(problem, prior, fit)
+
+
+def _follow(problem: Problem, prior: Prior | None, fit: Fit) -> Fit:
+    """The fit, its best start led on along τ if it did not end; a proper prior bounds τ itself."""
+    proper = prior is not None and prior.proper
+    unfinished = fit.status in (Status.MAX_ITERATIONS, Status.STALLED)
+    if proper or not unfinished or not can_run_cold(problem.layout.gate):
+        return fit
+    last = problem.layout.pack(problem.scaling.standardise(fit.measure))
+    end = follow(problem, last)
+    if end is None:
+        return fit
+    new = _assemble(problem, prior, end.optimum, end.cold)
+    starts = fit.starts
+    best = best_start(starts.objective, np.zeros(len(starts.status), bool))
+
+    def put(old: Any, one: Any) -> np.ndarray:
+        return np.concatenate([np.asarray(old)[:best], one, np.asarray(old)[best + 1 :]])
+
+    starts = Starts(
+        put(starts.objective, new.starts.objective),
+        (*starts.status[:best], new.status, *starts.status[best + 1 :]),
+        put(starts.gradient_norm, new.starts.gradient_norm),
+        put(starts.least_curvature, new.starts.least_curvature),
+        put(starts.n_iterations, [starts.n_iterations[best] + end.n_iterations]),
+        jax.tree.map(put, starts.measures, new.starts.measures),
+    )
+    return dataclasses.replace(new, starts=starts)
 
 
 def _n_agreeing(fit: Fit) -> int:
@@ -252,7 +284,7 @@ def mean_objective(
     return Evaluation(*(term / data.n_observations for term in terms))
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@jit_by_gate(lambda layout: layout.gate, static_argnums=(0, 1))
 def _maximise(
     layout: Layout, prior: Prior | None, data: Data, starts: Array, wanted: Array, lower: Array
 ) -> newton.Optimum:
@@ -263,21 +295,29 @@ def _maximise(
 
 
 def _described(
-    problem: Problem, prior: Prior | None, data: Data, optima: newton.Optimum
+    problem: Problem, prior: Prior | None, data: Data, optima: newton.Optimum, cold: bool = False
 ) -> tuple[MixingMeasure, Array, tuple[Status, ...]]:
-    """Measures on the scale of the data, log priors and statuses."""
+    """Measures on the scale of the data, log priors and statuses; ``cold`` as for `judge`."""
     measures, log_prior, gates = describe(
         problem.layout, prior, data, problem.scaling, jnp.asarray(optima.coordinates)
     )
     gates = jax.device_get(gates)
     proper = prior is not None and prior.proper
     each = range(len(optima.value))
-    return measures, log_prior, tuple(judge(row(optima, i), row(gates, i), proper) for i in each)
+    at_least = np.zeros(len(each), bool)  # a temperature that presses on its lower bound
+    if can_run_cold(problem.layout.gate):
+        at_least = np.asarray(optima.at_bound)[:, problem.layout.n_gate - 1]
+    statuses = tuple(
+        judge(row(optima, i), row(gates, i), proper, cold or bool(at_least[i])) for i in each
+    )
+    return measures, log_prior, statuses
 
 
-def _assemble(problem: Problem, prior: Prior | None, optima: newton.Optimum) -> Fit:
+def _assemble(
+    problem: Problem, prior: Prior | None, optima: newton.Optimum, cold: bool = False
+) -> Fit:
     layout, scaling = problem.layout, problem.scaling
-    measures, log_prior, statuses = _described(problem, prior, problem.data, optima)
+    measures, log_prior, statuses = _described(problem, prior, problem.data, optima, cold)
     n = int(problem.data.n_observations)
     # densities of y, and of the paper's parameters, per unit of the data as given
     per_y = problem.log_unit

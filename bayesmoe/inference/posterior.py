@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from bayesmoe.core.compilation import QUICKLY, in_background
 from bayesmoe.core.likelihood import Data, Layout, log_density, log_likelihood, make_data
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE
@@ -70,9 +72,17 @@ def watched_rows(n: int) -> np.ndarray:
 
 
 def make_posterior(
-    model: MoE, x: ArrayLike, y: ArrayLike, *, key: Array, start: Fit | None
+    model: MoE,
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    key: Array,
+    start: Fit | None,
+    meanwhile: Callable[[Target, Data], object] = lambda target, data: None,
 ) -> Posterior:
     """Check model, data and start, a MAP fit that is computed if not given; find the modes.
+
+    ``meanwhile`` is called in a thread of its own while they are sought.
 
     Raises
     ------
@@ -83,14 +93,15 @@ def make_posterior(
     covariates, response = check_observations(x, y)
     layout = model.layout(covariates.shape[1])
     check_estimable_with_prior(covariates, response, model.n_experts)
-    if start is None:
-        start = fit_map(model, covariates, response, key=key)
-    else:
+    if start is not None:
         _check_start(layout, start)
     scaling = Scaling.from_data(model.gate, covariates, response)
     data = make_data(covariates, response, scaling, layout.selection)
     target = Target(layout, model.prior)
-    modes = find_modes(target, scaling, data, start)
+    with in_background(lambda: meanwhile(target, data)):
+        if start is None:
+            start = fit_map(model, covariates, response, key=key)
+        modes = find_modes(target, scaling, data, start)
     return Posterior(target, scaling, data, modes, covariates, response)
 
 
@@ -118,7 +129,7 @@ def _check_start(layout: Layout, start: Fit) -> None:
     layout.check("start", start.measure)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICKLY)
 def _restore(
     target: Target, scaling: Scaling, data: Data, x: Array, y: Array, u: Array
 ) -> tuple[MixingMeasure, Array, Array]:

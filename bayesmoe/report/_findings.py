@@ -7,12 +7,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from bayesmoe.core.gate import Gate
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.diagnostics.analysis import Analysis, posterior_summary
 from bayesmoe.diagnostics.chain_modes import chain_modes
 from bayesmoe.diagnostics.checks import RHAT, Check, Verdict
-from bayesmoe.inference import newton
 from bayesmoe.inference.outcome import Status
 from bayesmoe.inference.point import Fit
 from bayesmoe.report._curves import responsibilities
@@ -21,11 +19,10 @@ from bayesmoe.report._curves import responsibilities
 #: the best are hardly told apart by the data
 SAME, CLOSE = 1e-3, 1.0
 
-_COLD = 0.01  # a temperature from which on the gate hardly differs from its limit at zero
-
-#: ends with a gradient of zero: maxima, and heights that the likelihood only approaches
+#: maxima, and heights that the likelihood only approaches
 STATIONARY = {
-    Status.CONVERGED, Status.AT_VARIANCE_FLOOR, Status.SEPARATED, Status.EMPTY_EXPERT,
+    Status.CONVERGED, Status.AT_VARIANCE_FLOOR, Status.SEPARATED, Status.TEMPERATURE_TO_ZERO,
+    Status.EMPTY_EXPERT,
 }  # fmt: skip
 
 
@@ -69,7 +66,7 @@ def find_troubles(analysis: Analysis) -> list[Finding]:
     found = []
     measures = {"MLE": analysis.mle_measure, "MAP": analysis.map.measure}
     for name, fit in (("MLE", analysis.mle), ("MAP", analysis.map)):
-        status = _status(name, fit, analysis.model.gate, measures[name])
+        status = _status(name, fit, measures[name])
         found += [status, _rare(name, fit), _several(name, fit)]
         found += [_poor(name, analysis, measures[name])]
     found += [_failed_check(analysis, check) for check in analysis.checks.checks]
@@ -78,18 +75,9 @@ def find_troubles(analysis: Analysis) -> list[Finding]:
     return sorted(kept, key=lambda finding: not finding.grave)
 
 
-def _status(name: str, fit: Fit, gate: Gate, measure: MixingMeasure) -> Finding | None:
+def _status(name: str, fit: Fit, measure: MixingMeasure) -> Finding | None:
     if fit.status is Status.CONVERGED:
         return None
-    exhausted = fit.status is Status.MAX_ITERATIONS
-    if exhausted and gate.has_temperature and not gate.ray and measure.temperature < _COLD:
-        text = (
-            f"After {newton.MAX_ITERATIONS} iterations the temperature is "
-            f"{float(measure.temperature):.2g} and the gradient is not zero: the likelihood may "
-            "have no maximum, and rise to a limit as the temperature goes to zero. Where gate "
-            "slopes go to zero with it the limit is a softmax gate, where they stay a step."
-        )
-        return Finding(f"Temperature near zero ({name})", text, _SOFTMAX, True)
     if fit.status is Status.AT_VARIANCE_FLOOR:
         variance = np.asarray(measure.variance)
         experts = np.flatnonzero(variance <= variance.min() * (1 + 1e-9))
@@ -108,10 +96,6 @@ _FLOOR = (
     "Look at the rows of this expert: often a few that lie on one line, or repeated values. "
     "Prefer the posterior, or fit fewer experts."
 )
-_SOFTMAX = (
-    "Use the MAP or the posterior, in which the prior bounds the temperature. If --gate softmax "
-    "has the same log-likelihood, take that gate."
-)
 _AGAIN = "Do not read this estimate. Fit again with another --seed, or with fewer experts."
 _AGAIN_HIGHER = "Fit again with another --seed and compare the heights, or fit fewer experts."
 _STATUS = {
@@ -121,6 +105,15 @@ _STATUS = {
         "and there are no standard errors. The experts' lines and variances have settled.",
         "Use the MAP or the posterior, in which the prior bounds the gate. Do not read this "
         "estimate's gate parameters, nor AIC and BIC.",
+    ),
+    Status.TEMPERATURE_TO_ZERO: (
+        "Temperature goes to zero",
+        "with all else fitted anew at each temperature, the likelihood rises as far down as it can "
+        "be followed: it has a limit and no maximum. Where gate slopes go to zero as well the "
+        "limit is a softmax gate, else a step. The gate's parameters have no estimate, and there "
+        "are no standard errors.",
+        "Use the MAP or the posterior, in which the prior bounds the temperature. If --gate "
+        "softmax has the same log-likelihood, take that gate.",
     ),
     Status.EMPTY_EXPERT: (
         "Empty expert",

@@ -34,6 +34,7 @@ _MARKERS = {
     Status.CONVERGED: "o",
     Status.AT_VARIANCE_FLOOR: "s",
     Status.SEPARATED: "^",
+    Status.TEMPERATURE_TO_ZERO: "<",
     Status.EMPTY_EXPERT: "v",
     Status.NEGATIVE_CURVATURE: "P",
     Status.STALLED: "D",

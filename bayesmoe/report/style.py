@@ -56,6 +56,7 @@ STATUS_LABELS = {
     "converged": "converged",
     "at_variance_floor": "at the variance floor",
     "separated": "separated: no finite maximum",
+    "temperature_to_zero": "temperature goes to zero: no maximum",
     "empty_expert": "an expert lost all weight",
     "negative_curvature": "at a saddle point",
     "stalled": "stalled",
