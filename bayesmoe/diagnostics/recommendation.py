@@ -34,6 +34,8 @@ _ENDINGS = {
     "temperature_to_zero": "has a temperature that goes to zero",
     "empty_expert": "has an empty expert",
     "max_iterations": "ran out of iterations",
+    "stalled": "stalled short of a maximum",
+    "negative_curvature": "stopped at a saddle point",
 }
 
 
