@@ -77,12 +77,14 @@ def entries() -> Iterator[Entry]:
         "processes, started and compiled anew": (in_two_processes, None)
     }
     try:
+        import dask
         import distributed
     except ImportError:
         yield Skipped("Dask", "it is not installed: pip install 'bayesmoe[cluster]'")
         yield from _rows(plan, alone, peers)
         return
     with (
+        dask.config.set({"distributed.worker.profile.enabled": False}),  # as the guide says
         distributed.LocalCluster(
             n_workers=N_WORKERS, threads_per_worker=1, dashboard_address=None
         ) as running,
