@@ -75,7 +75,7 @@ def run_study(
     with contextlib.closing(outcomes):
         for outcome in outcomes:
             if outcome.arrays is None:
-                store.write_failure(outcome.cell, outcome.failure or "")
+                store.write_failure(outcome.cell, outcome.failure or "no reason is known")
             else:
                 store.write(outcome.cell, outcome.arrays)
             left -= 1
