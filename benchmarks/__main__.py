@@ -13,7 +13,7 @@ from benchmarks.timing import Entry
 
 NAMES = (
     "likelihood", "em", "scaling", "study", "sampling", "starts", "losses", "engine", "data",
-    "prediction",
+    "prediction", "accelerator",
 )  # fmt: skip
 
 

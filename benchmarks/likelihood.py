@@ -11,12 +11,9 @@ import numpyro.distributions as dist
 from jax import Array
 
 import bayesmoe as bm
-from bayesmoe.core.likelihood import (
-    Layout,
-    evaluate_log_likelihood,
-    log_likelihood,
-    make_data,
-)
+from bayesmoe.core.layout import Layout
+from bayesmoe.core.likelihood import evaluate_log_likelihood, log_likelihood
+from bayesmoe.core.observations import make_data
 from bayesmoe.core.scaling import Scaling
 from benchmarks.timing import Row, compare
 

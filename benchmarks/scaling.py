@@ -19,8 +19,9 @@ import jax
 import numpy as np
 
 import bayesmoe as bm
-from bayesmoe.core.likelihood import Evaluation, evaluate_log_likelihood, make_data
+from bayesmoe.core.likelihood import Evaluation, evaluate_log_likelihood
 from bayesmoe.core.measure import MixingMeasure
+from bayesmoe.core.observations import make_data
 from bayesmoe.core.scaling import Scaling
 from bayesmoe.inference.starts import near_truth
 from bayesmoe.models import make_gate

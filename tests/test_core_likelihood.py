@@ -10,19 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from conftest import CASE, GateCase
 
 import bayesmoe as bm
-from bayesmoe.core.likelihood import (
-    CHUNK,
-    FEW,
-    SHORT_CHUNK,
-    Data,
-    Layout,
-    evaluate_log_likelihood,
-    log_likelihood,
-    make_data,
-)
+from bayesmoe.core.layout import Layout
+from bayesmoe.core.likelihood import evaluate_log_likelihood, log_density, log_likelihood
+from bayesmoe.core.observations import CHUNK, FEW, SHORT_CHUNK, Data, make_data
 from bayesmoe.core.scaling import Scaling
 
 N = CHUNK + 189
@@ -271,3 +265,16 @@ def test_coordinates_and_their_jacobians(gate_case: GateCase, k: int, d: int) ->
     for got, block in ((whole, jacobian), (gate, np.asarray(jacobian)[:g, :g])):
         want = np.linalg.slogdet(block)[1] if block.size else 0.0
         np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1e3, 1e13, 1e55])
+def test_logits_of_any_size_leave_the_density_of_the_expert_they_choose(size: float) -> None:
+    x, y = np.array([-1.0, 0.5, 2.0]), np.array([0.3, -0.7, 4.0])
+    measure = bm.MixingMeasure(
+        np.array([[size], [0.0]]), np.zeros(2), 1.0, np.array([[1.0], [-2.0]]),
+        np.array([0.5, 1.0]), np.array([0.25, 4.0]),
+    )  # fmt: skip
+    first = x > 0
+    mean, sd = np.where(first, x + 0.5, 1 - 2 * x), np.where(first, 0.5, 2.0)
+    found = log_density(bm.moe("softmax", 2).gate, measure, x[:, None], y)
+    np.testing.assert_allclose(found, scipy.stats.norm.logpdf(y, mean, sd), rtol=1e-13)

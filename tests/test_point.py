@@ -16,7 +16,7 @@ from conftest import CASE
 from oracles import Floats, Oracle
 
 import bayesmoe as bm
-from bayesmoe.core.likelihood import CHUNK
+from bayesmoe.core.observations import CHUNK
 from bayesmoe.inference import problem
 from bayesmoe.inference.outcome import Status
 from bayesmoe.inference.point import Fit, fit_map, fit_mle

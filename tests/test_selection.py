@@ -27,8 +27,10 @@ from typer.testing import CliRunner
 import bayesmoe as bm
 from bayesmoe.cli import app
 from bayesmoe.core.gate import Gate
-from bayesmoe.core.likelihood import Layout, evaluate_log_likelihood, log_likelihood, make_data
+from bayesmoe.core.layout import Layout
+from bayesmoe.core.likelihood import evaluate_log_likelihood, log_likelihood
 from bayesmoe.core.measure import FIELDS, GateParameters
+from bayesmoe.core.observations import make_data
 from bayesmoe.core.scaling import Scaling
 from bayesmoe.core.selection import ALL, Selection
 from bayesmoe.data.table import read_table

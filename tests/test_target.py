@@ -15,7 +15,7 @@ import scipy.stats
 from conftest import CASE, GateCase
 
 import bayesmoe as bm
-from bayesmoe.core.likelihood import Data, make_data
+from bayesmoe.core.observations import Data, make_data
 from bayesmoe.core.priors import PRIORS, Prior
 from bayesmoe.core.scaling import Scaling
 from bayesmoe.inference.nuts import sample_chains

@@ -15,19 +15,48 @@ from bayesmoe.core.gate import Gate
 #: compiler options that take two thirds of the time for programs of many small parts
 QUICKLY: dict[str, bool | str] = {"xla_cpu_use_fusion_emitters": False}
 
+Function = Callable[..., Any]
+
+
+@functools.cache
+def _quickly() -> dict[str, bool | str] | None:
+    """`QUICKLY`, or None if the compiler does not know it, as those of accelerators do not."""
+    try:
+        jax.jit(lambda: 0.0, compiler_options=QUICKLY).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return None
+    return QUICKLY
+
+
+def jit_quickly(static_argnums: int | tuple[int, ...]) -> Callable[[Function], Function]:
+    """A decorator: `jax.jit` for programs that run seldom, compiled `QUICKLY` where that can be."""
+
+    def decorate(function: Function) -> Function:
+        @functools.cache  # not before the first call: to ask the compiler starts JAX's devices
+        def program() -> Any:
+            return jax.jit(function, static_argnums=static_argnums, compiler_options=_quickly())
+
+        @functools.wraps(function)
+        def call(*arguments: Any) -> Any:
+            return program()(*arguments)
+
+        return call
+
+    return decorate
+
 
 def jit_by_gate(
     gate: Callable[[Any], Gate], static_argnums: int | tuple[int, ...]
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A decorator: `jax.jit`, with `QUICKLY` if the gate of the first argument is linear.
+) -> Callable[[Function], Function]:
+    """A decorator: `jit_quickly` if the gate of the first argument is linear, else `jax.jit`.
 
     The second derivatives of other gates' logits would be rounded otherwise, and one seed would no
     longer give the draws that it has given.
     """
 
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+    def decorate(function: Function) -> Function:
         usual = jax.jit(function, static_argnums=static_argnums)
-        quick = jax.jit(function, static_argnums=static_argnums, compiler_options=QUICKLY)
+        quick = jit_quickly(static_argnums)(function)
 
         @functools.wraps(function)
         def call(first: Any, *others: Any) -> Any:

@@ -1,10 +1,4 @@
-"""The conditional log-likelihood, its gradient and its Hessian, chunk by chunk.
-
-Observations are laid out in contiguous rows of `CHUNK`, one row per covariate and expert, and the
-number of chunks in use is data, not shape: one compiled program serves every sample size up to
-the capacity of its storage, and memory beyond the data does not grow with n. Up to `FEW`
-observations are laid out in shorter rows, so that they are not outnumbered by the padding.
-"""
+"""The conditional log-likelihood, its gradient and its Hessian, summed over chunks of data."""
 
 from __future__ import annotations
 
@@ -16,42 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from numpy.typing import ArrayLike
 
 from bayesmoe.core.density import log_sum_exp, log_sum_exp_and_shares
 from bayesmoe.core.gate import Gate
-from bayesmoe.core.measure import GateParameters, MixingMeasure
-from bayesmoe.core.scaling import Scaling
-from bayesmoe.core.selection import ALL, Selection, spread, take
+from bayesmoe.core.layout import Layout
+from bayesmoe.core.measure import MixingMeasure
+from bayesmoe.core.observations import Data, sum_over_chunks
 
-CHUNK = 512
-SHORT_CHUNK = 64
-FEW = 3 * SHORT_CHUNK
-_SMALLEST_CAPACITY = 32  # chunks; larger data go to storages four times as large
 _LOG_2PI = float(np.log(2 * np.pi))
-
-
-class Data(NamedTuple):
-    """Standardised observations in chunks of m = `CHUNK` or `SHORT_CHUNK`, padded to c chunks.
-
-    Attributes
-    ----------
-    gate_x, expert_x
-        The designs, shape ``(c, d, m)``, each with its selected covariates alone.
-    y
-        The response, shape ``(c, m)``.
-    mask
-        One for observations, zero for padding, shape ``(c, m)``.
-    n_observations, n_chunks
-        How many of each are in use, shape ``()``, integers.
-    """
-
-    gate_x: Array
-    expert_x: Array
-    y: Array
-    mask: Array
-    n_observations: Array
-    n_chunks: Array
 
 
 class Evaluation(NamedTuple):
@@ -62,178 +28,17 @@ class Evaluation(NamedTuple):
     hessian: Array
 
 
-def make_data(x: ArrayLike, y: ArrayLike, scaling: Scaling, selection: Selection = ALL) -> Data:
-    """Standardise and lay out x ``(n, d)`` and y ``(n,)``."""
-    covariates, response = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
-    n = response.shape[0]
-    length = SHORT_CHUNK if n <= FEW else CHUNK
-    n_chunks = -(-n // length)
-    capacity = _SMALLEST_CAPACITY
-    while capacity < n_chunks:
-        capacity *= 4
-
-    def rows(values: np.ndarray) -> Array:
-        padded = np.zeros((capacity * length, *values.shape[1:]))
-        padded[:n] = values
-        chunks = padded.reshape(capacity, length, *values.shape[1:])
-        return jnp.asarray(np.moveaxis(chunks, 1, -1))
-
-    gate_x = (covariates - np.asarray(scaling.gate_shift)) / np.asarray(scaling.gate_scale)
-    expert_x = (covariates - np.asarray(scaling.x_shift)) / np.asarray(scaling.x_scale)
-    return Data(
-        rows(take(gate_x, selection.gate)),
-        rows(take(expert_x, selection.experts)),
-        rows((response - np.asarray(scaling.y_shift)) / np.asarray(scaling.y_scale)),
-        rows(np.ones(n)),
-        jnp.asarray(n),
-        jnp.asarray(n_chunks),
-    )
-
-
-class Layout(NamedTuple):
-    """How a mixing measure of one gate is flattened into identifiable coordinates.
-
-    The order is: gate coordinates, slopes a, intercepts b, log variances log ν. Covariates that are
-    not selected have no coordinates: gate and experts see designs without them (`Data`), and their
-    slopes are zeros of the mixing measure.
-    """
-
-    gate: Gate
-    n_experts: int
-    n_covariates: int
-    selection: Selection = ALL  # resolved: None where nothing is left out
-
-    @property
-    def n_gate_covariates(self) -> int:
-        columns = self.selection.gate
-        return self.n_covariates if columns is None else len(columns)
-
-    @property
-    def n_expert_covariates(self) -> int:
-        columns = self.selection.experts
-        return self.n_covariates if columns is None else len(columns)
-
-    @property
-    def n_gate(self) -> int:
-        return self.gate.n_coordinates(self.n_experts, self.n_gate_covariates)
-
-    @property
-    def size(self) -> int:
-        """The number of free parameters."""
-        return self.n_gate + self.n_experts * (self.n_expert_covariates + 2)
-
-    def split(self, coordinates: Array) -> tuple[Array, Array, Array, Array]:
-        """Gate coordinates, slope ``(k, d)``, intercept ``(k,)`` and log variance ``(k,)``.
-
-        The slopes, and the d here, are those of the experts' covariates.
-        """
-        k, d = self.n_experts, self.n_expert_covariates
-        gate, slope, intercept, log_variance = jnp.split(
-            coordinates, np.cumsum([self.n_gate, k * d, k]).tolist()
-        )
-        return gate, slope.reshape(k, d), intercept, log_variance
-
-    def gate_parameters(self, gate: Array) -> GateParameters:
-        """The gate's parameters at its coordinates, over the covariates of `Data.gate_x`."""
-        return self.gate.from_coordinates(gate, self.n_experts, self.n_gate_covariates)
-
-    def measure(self, gate: GateParameters, *experts: Array) -> MixingMeasure:
-        """The mixing measure of parameters over selected covariates: zeros for the others."""
-        slope, d = gate.slope, self.n_covariates
-        gate = gate._replace(slope=spread(slope, self.selection.gate, d))
-        return MixingMeasure(*gate, spread(experts[0], self.selection.experts, d), *experts[1:])
-
-    def unpack(self, coordinates: Array) -> MixingMeasure:
-        """The mixing measure (of standardised data) at ``coordinates`` of shape ``(p,)``."""
-        gate, slope, intercept, log_variance = self.split(coordinates)
-        return self.measure(self.gate_parameters(gate), slope, intercept, jnp.exp(log_variance))
-
-    def pack(self, measure: MixingMeasure) -> Array:
-        """The inverse of `unpack`; slopes of covariates left out do not count."""
-        return jnp.concatenate(
-            [
-                self.gate.to_coordinates(self._selected(measure.gate)),
-                take(measure.slope, self.selection.experts).ravel(),
-                measure.intercept,
-                jnp.log(measure.variance),
-            ]
-        )
-
-    def log_jacobian(self, measure: MixingMeasure) -> Array:
-        """log |∂(paper's parameters)/∂coordinates|."""
-        gate = self._selected(measure.gate)
-        return self.gate.log_jacobian(gate) + jnp.sum(jnp.log(measure.variance))
-
-    def _selected(self, gate: GateParameters) -> GateParameters:
-        return gate._replace(slope=take(gate.slope, self.selection.gate))
-
-    def check(self, name: str, measure: MixingMeasure) -> None:
-        """Raise ValueError if a slope that the layout has no coordinate for is not zero.
-
-        Traced values pass unchecked.
-        """
-        if self.selection.is_all or isinstance(measure.slope, jax.core.Tracer):
-            return
-        relative = measure.gate_slope
-        if self.gate.linear:  # a translation of all slopes leaves the gate unchanged
-            relative = relative - relative[..., -1:, :]
-        blocks = (
-            ("gate_slope", relative, self.selection.gate),
-            ("slope", measure.slope, self.selection.experts),
-        )
-        for field, values, columns in blocks:
-            for column in range(self.n_covariates):
-                left_out = columns is not None and column not in columns
-                if left_out and np.any(np.asarray(values[..., column]) != 0):
-                    raise ValueError(
-                        f"{name} has a {field} of covariate {column}, which the model leaves out: "
-                        "it must be zero; pass what was fitted with this model"
-                    )
-
-    def expert_order(self) -> np.ndarray:
-        """Where each coordinate of the experts stands in `_Terms`: ``(k (d+2),)``.
-
-        There one expert follows the other: slopes, intercept and log variance.
-        """
-        k, d = self.n_experts, self.n_expert_covariates
-        place = np.arange(k * (d + 2)).reshape(k, d + 2)
-        return np.concatenate([place[:, :-2].ravel(), place[:, -2], place[:, -1]])
-
-    def gate_seeds(self) -> np.ndarray:
-        """Directions ``(c, n_gate)`` that together show every derivative of the logits.
-
-        If each logit depends on its own expert's coordinates alone, one direction moves the same
-        coordinate of all experts.
-        """
-        if not self.gate.separable:
-            return np.eye(self.n_gate)
-        return np.minimum(self.gate_rows().sum(axis=0), 1.0)
-
-    def gate_rows(self) -> np.ndarray:
-        """Which coordinate of each expert a seed moves: ``(k, c, n_gate)``, zeros and ones."""
-        k, d, g = self.n_experts, self.n_gate_covariates, self.n_gate
-        if not self.gate.separable:
-            return np.tile(np.eye(g), (k, 1, 1))
-        rows = np.zeros((k, d + 1 + int(self.gate.has_temperature), g))
-        for expert in range(k - 1):  # the reference has no coordinates but τ's
-            rows[expert, np.arange(d), expert * d + np.arange(d)] = 1.0
-            rows[expert, d, (k - 1) * d + expert] = 1.0
-        if self.gate.has_temperature:
-            rows[:, -1, -1] = 1.0
-        return rows
-
-
 def log_density(gate: Gate, measure: MixingMeasure, x: Array, y: Array) -> Array:
     """log g_G(y_j|x_j) of one measure, shape ``(n,)``, for x ``(n, d)`` and y ``(n,)``."""
     means = measure.slope @ x.T + measure.intercept[:, None]
-    return _log_mixture(gate, measure.gate, x.T, y, means, jnp.log(measure.variance))
+    logits = gate.logits(measure.gate, x.T)
+    # a measure may come from anywhere: a log density added to a logit of 1e12 loses its digits
+    largest = jax.lax.stop_gradient(jnp.max(logits, axis=0))
+    return _log_mixture(logits - largest, y, means, jnp.log(measure.variance))
 
 
-def _log_mixture(
-    gate: Gate, parameters: GateParameters, x: Array, y: Array, means: Array, log_variance: Array
-) -> Array:
-    """log g for x ``(d, m)``, means ``(k, m)``, log variances ``(k,)``: shape ``(m,)``."""
-    logits = gate.logits(parameters, x)
+def _log_mixture(logits: Array, y: Array, means: Array, log_variance: Array) -> Array:
+    """log g for logits and means ``(k, m)``, log variances ``(k,)``: shape ``(m,)``."""
     residual = (y - means) * jnp.exp(-0.5 * log_variance)[:, None]
     log_normal = -0.5 * (_LOG_2PI + log_variance[:, None] + residual**2)
     return log_sum_exp(logits + log_normal, 0) - log_sum_exp(logits, 0)
@@ -248,7 +53,7 @@ def _chunk_log_likelihood(layout: Layout, coordinates: Array, chunk: tuple[Array
     gate, slope, intercept, log_variance = layout.split(coordinates)
     parameters = layout.gate_parameters(gate)
     means = slope @ expert_x + intercept[:, None]
-    rows = _log_mixture(layout.gate, parameters, gate_x, y, means, log_variance)
+    rows = _log_mixture(layout.gate.logits(parameters, gate_x), y, means, log_variance)
     return jnp.sum(jnp.where(mask > 0, rows, 0.0))  # the padding may well be -inf
 
 
@@ -256,22 +61,20 @@ def _chunk_log_likelihood(layout: Layout, coordinates: Array, chunk: tuple[Array
 def log_likelihood(layout: Layout, coordinates: Array, data: Data) -> Array:
     """Σ_j log g_G(y_j|x_j) at coordinates of shape ``(p,)``, a scalar."""
 
-    def add(index: Array, total: Array) -> Array:
-        return total + _chunk_log_likelihood(layout, coordinates, _chunk(data, index))
+    def terms(index: Array) -> Array:
+        return _chunk_log_likelihood(layout, coordinates, _chunk(data, index))
 
-    return jax.lax.fori_loop(0, data.n_chunks, add, jnp.zeros(()))
+    return sum_over_chunks(data, terms)
 
 
 def _log_likelihood_forward(layout: Layout, coordinates: Array, data: Data) -> tuple[Array, Array]:
     # the gradient is summed on the way forward: a loop of unknown length has no reverse pass
-    def add(index: Array, total: tuple[Array, Array]) -> tuple[Array, Array]:
-        value, gradient = jax.value_and_grad(_chunk_log_likelihood, argnums=1)(
+    def terms(index: Array) -> tuple[Array, Array]:
+        return jax.value_and_grad(_chunk_log_likelihood, argnums=1)(
             layout, coordinates, _chunk(data, index)
         )
-        return total[0] + value, total[1] + gradient
 
-    start = (jnp.zeros(()), jnp.zeros_like(coordinates))
-    return jax.lax.fori_loop(0, data.n_chunks, add, start)
+    return sum_over_chunks(data, terms)
 
 
 def _log_likelihood_backward(
@@ -289,12 +92,7 @@ def evaluate_log_likelihood(layout: Layout, coordinates: Array, data: Data) -> E
     def terms(index: Array) -> _Terms:
         return _evaluate_chunk(layout, coordinates, _chunk(data, index))
 
-    shapes = jax.eval_shape(terms, jnp.zeros((), int))
-    start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    total = jax.lax.fori_loop(
-        0, data.n_chunks, lambda index, sum_: jax.tree.map(jnp.add, sum_, terms(index)), start
-    )
-    return _assemble(layout, total)
+    return _assemble(layout, sum_over_chunks(data, terms))
 
 
 class _Terms(NamedTuple):

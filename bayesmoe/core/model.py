@@ -15,7 +15,8 @@ from jax import Array
 from numpy.typing import ArrayLike
 
 from bayesmoe.core.gate import Gate
-from bayesmoe.core.likelihood import Layout, log_density
+from bayesmoe.core.layout import Layout
+from bayesmoe.core.likelihood import log_density
 from bayesmoe.core.measure import GateParameters, MixingMeasure
 from bayesmoe.core.priors import PRIORS, Prior
 from bayesmoe.core.program import Sites

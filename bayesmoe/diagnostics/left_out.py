@@ -15,6 +15,7 @@ from jax import Array
 from xarray import DataTree
 
 from bayesmoe.core.density import conditional_density
+from bayesmoe.core.device import each
 from bayesmoe.core.gate import Gate
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.theory.voronoi import as_measure
@@ -100,4 +101,4 @@ def _below(gate: Gate, measures: MixingMeasure, x: Array, y: Array) -> Array:
     def one(measure: MixingMeasure) -> Array:
         return conditional_density(gate, measure, x).cdf(y)
 
-    return jax.lax.map(lambda chain: jax.lax.map(one, chain), measures)
+    return jax.lax.map(lambda chain: each(one, chain), measures)

@@ -14,6 +14,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from xarray import DataTree
 
+from bayesmoe.core.device import each
 from bayesmoe.core.gate import Gate
 from bayesmoe.core.likelihood import log_density
 from bayesmoe.core.measure import FIELDS, MixingMeasure
@@ -214,7 +215,7 @@ def _pointwise(gate: Gate, measures: MixingMeasure, x: Array, y: Array) -> Array
     def one(measure: MixingMeasure) -> Array:
         return log_density(gate, measure, x, y)
 
-    return jax.lax.map(lambda chain: jax.lax.map(one, chain), measures)
+    return jax.lax.map(lambda chain: each(one, chain), measures)
 
 
 def describe_model(model: MoE) -> dict[str, str]:

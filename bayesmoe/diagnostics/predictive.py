@@ -13,6 +13,7 @@ from numpyro.handlers import seed, substitute, trace
 from xarray import DataTree
 
 from bayesmoe.core.density import conditional_density
+from bayesmoe.core.device import each
 from bayesmoe.core.gate import Gate
 from bayesmoe.core.measure import FIELDS, MixingMeasure
 from bayesmoe.core.model import MoE
@@ -120,7 +121,7 @@ def simulate(gate: Gate, measures: MixingMeasure, x: Array, key: Array) -> Array
     def one(item: tuple[MixingMeasure, Array]) -> Array:
         return conditional_density(gate, item[0], x).sample(item[1])
 
-    return jax.lax.map(lambda chain: jax.lax.map(one, chain), (measures, keys))
+    return jax.lax.map(lambda chain: each(one, chain), (measures, keys))
 
 
 @partial(jax.jit, static_argnums=0)

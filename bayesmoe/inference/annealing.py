@@ -19,15 +19,18 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from bayesmoe.core.device import each
 from bayesmoe.core.gate import Gate
-from bayesmoe.core.likelihood import Data, Evaluation, Layout
+from bayesmoe.core.layout import Layout
+from bayesmoe.core.likelihood import Evaluation
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE
+from bayesmoe.core.observations import Data, sum_over_chunks
 from bayesmoe.core.priors import Prior, weak
 from bayesmoe.inference import newton
 from bayesmoe.inference.outcome import best_start, describe, judge, row
-from bayesmoe.inference.point import Fit, fit_map, mean_objective
-from bayesmoe.inference.problem import N_STARTS, VARIANCE_FLOOR, prepare
+from bayesmoe.inference.point import Fit, fit_map
+from bayesmoe.inference.problem import N_STARTS, VARIANCE_FLOOR, mean_objective, prepare
 
 _HIGHEST, _LOWEST, _STEPS = 30.0, 0.1, 25  # of the schedule, times the prior's median of τ
 
@@ -203,7 +206,7 @@ def _follow(
         found = found._replace(coordinates=end, at_bound=at_bound)
         return end, _Step(found, *_sharpness(layout, data, end))
 
-    return jax.lax.map(lambda start: jax.lax.scan(step, start, temperatures)[1], starts)
+    return each(lambda start: jax.lax.scan(step, start, temperatures)[1], starts)
 
 
 def _with(free: Array, place: int, value: Array) -> Array:
@@ -214,12 +217,12 @@ def _sharpness(layout: Layout, data: Data, coordinates: Array) -> tuple[Array, A
     """Means over the data of the entropy of π(x), and of its exponential."""
     parameters = layout.gate_parameters(layout.split(coordinates)[0])
 
-    def add(index: Array, total: tuple[Array, Array]) -> tuple[Array, Array]:
+    def terms(index: Array) -> tuple[Array, Array]:
         log_share = layout.gate.log_probabilities(parameters, data.gate_x[index])
         share = jnp.exp(log_share)
         entropy = -jnp.sum(jnp.where(share > 0, share * log_share, 0.0), axis=0)
         mask = data.mask[index]
-        return total[0] + mask @ entropy, total[1] + mask @ jnp.exp(entropy)
+        return mask @ entropy, mask @ jnp.exp(entropy)
 
-    sums = jax.lax.fori_loop(0, data.n_chunks, add, (jnp.zeros(()), jnp.zeros(())))
+    sums = sum_over_chunks(data, terms)
     return sums[0] / data.n_observations, sums[1] / data.n_observations

@@ -20,12 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bayesmoe.core.compilation import QUICKLY
+from bayesmoe.core.compilation import jit_quickly
+from bayesmoe.core.device import each
 from bayesmoe.core.gate import Gate
-from bayesmoe.core.likelihood import Data, Evaluation, Layout, evaluate_log_likelihood
+from bayesmoe.core.layout import Layout
+from bayesmoe.core.likelihood import Evaluation
 from bayesmoe.core.measure import GateParameters
+from bayesmoe.core.observations import Data
 from bayesmoe.inference import newton
-from bayesmoe.inference.problem import Problem
+from bayesmoe.inference.problem import Problem, mean_objective
 
 #: temperatures as multiples of the gate's `spread`: a profile is followed down to the first; below
 #: the second rounding loses an expert's log density when it is added to a logit
@@ -144,7 +147,7 @@ def _starts(layout: Layout, point: Array, level: Array) -> Array:
     return jnp.stack([moved(ratio), moved(jnp.ones(()))])
 
 
-@partial(jax.jit, static_argnums=0, compiler_options=QUICKLY)
+@jit_quickly(static_argnums=0)
 def _maximise(
     layout: Layout, data: Data, starts: Array, lower: Array, unit: Array
 ) -> newton.Optimum:
@@ -153,13 +156,13 @@ def _maximise(
 
     def one(start: Array) -> newton.Optimum:
         def evaluate(shift: Array) -> Evaluation:
-            value, gradient, hessian = _mean(layout, data, start + unit * shift)
+            value, gradient, hessian = mean_objective(layout, None, data, start + unit * shift)
             return Evaluation(value, gradient * part, hessian * part[:, None] * part)
 
         optimum = newton.maximise(evaluate, jnp.zeros_like(start), (lower - start) / unit)
         return optimum._replace(coordinates=start + unit * optimum.coordinates)
 
-    return jax.lax.map(one, starts)
+    return each(one, starts)
 
 
 def _place(problem: Problem, point: Array, n_iterations: int) -> _Place:
@@ -173,12 +176,6 @@ def _end(problem: Problem, place: _Place, cold: bool) -> End:
     return End(jax.tree.map(lambda leaf: np.asarray(leaf)[None], optimum), cold, place.n_iterations)
 
 
-@partial(jax.jit, static_argnums=0, compiler_options=QUICKLY)
+@jit_quickly(static_argnums=0)
 def _evaluate(layout: Layout, data: Data, point: Array) -> Evaluation:
-    return _mean(layout, data, point)
-
-
-def _mean(layout: Layout, data: Data, coordinates: Array) -> Evaluation:
-    """The mean log-likelihood and its derivatives."""
-    terms = evaluate_log_likelihood(layout, coordinates, data)
-    return Evaluation(*(term / data.n_observations for term in terms))
+    return mean_objective(layout, None, data, point)

@@ -25,9 +25,12 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from bayesmoe.core.density import log_sum_exp_and_shares
-from bayesmoe.core.likelihood import Data, Evaluation, Layout
+from bayesmoe.core.device import each
+from bayesmoe.core.layout import Layout
+from bayesmoe.core.likelihood import Evaluation
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE
+from bayesmoe.core.observations import Data, sum_over_chunks
 from bayesmoe.core.validate import check_fraction, check_whole
 from bayesmoe.inference import newton
 from bayesmoe.inference.outcome import (
@@ -39,8 +42,7 @@ from bayesmoe.inference.outcome import (
     judge,
     row,
 )
-from bayesmoe.inference.point import mean_objective
-from bayesmoe.inference.problem import N_STARTS, VARIANCE_FLOOR, Problem, prepare
+from bayesmoe.inference.problem import N_STARTS, VARIANCE_FLOOR, Problem, mean_objective, prepare
 
 _SEGMENT = 256  # iterations per call of the compiled program, which keeps their values
 _RANK = 1e-12  # what least squares takes for rank deficiency: relative eigenvalues below it
@@ -199,11 +201,11 @@ class _Expectation(NamedTuple):
 def _expect(layout: Layout, point: Array, data: Data) -> _Expectation:
     gate = layout.split(point)[0]
 
-    def add(index: Array, total: _Expectation) -> _Expectation:
+    def terms(index: Array) -> _Expectation:
         evidence, r, residual = _responsibilities(layout, point, data, index)
         design = jnp.concatenate([data.expert_x[index], jnp.ones_like(data.y[index])[None]])
         weighted = r[:, None] * design
-        terms = _Expectation(
+        return _Expectation(
             jnp.sum(evidence),
             _evaluate_gate(layout, gate, data.gate_x[index], r),
             jnp.sum(r, axis=1),
@@ -211,17 +213,8 @@ def _expect(layout: Layout, point: Array, data: Data) -> _Expectation:
             jnp.einsum("iam,im->ia", weighted, residual),
             jnp.sum(r * residual**2, axis=1),
         )
-        return jax.tree.map(jnp.add, total, terms)
 
-    k, size = layout.n_experts, layout.n_expert_covariates + 1
-    shapes = ((k,), (k, size, size), (k, size), (k,))
-    sums = (jnp.zeros(shape) for shape in shapes)
-    zero = _Expectation(jnp.zeros(()), _zero(layout.n_gate), *sums)
-    return jax.lax.fori_loop(0, data.n_chunks, add, zero)
-
-
-def _zero(size: int) -> Evaluation:
-    return Evaluation(jnp.zeros(()), jnp.zeros(size), jnp.zeros((size, size)))
+    return sum_over_chunks(data, terms)
 
 
 def _responsibilities(
@@ -278,12 +271,11 @@ def _maximise_gate(layout: Layout, data: Data, point: Array, opening: Evaluation
         return Evaluation(*(-term / data.n_observations for term in sums))
 
     def evaluate(gate: Array) -> Evaluation:
-        def add(index: Array, total: Evaluation) -> Evaluation:
+        def terms(index: Array) -> Evaluation:
             _, r, _ = _responsibilities(layout, point, data, index)
-            terms = _evaluate_gate(layout, gate, data.gate_x[index], r)
-            return jax.tree.map(jnp.add, total, terms)
+            return _evaluate_gate(layout, gate, data.gate_x[index], r)
 
-        return negative_mean(jax.lax.fori_loop(0, data.n_chunks, add, _zero(layout.n_gate)))
+        return negative_mean(sum_over_chunks(data, terms))
 
     def keep_going(state: newton.State) -> Array:
         steep = jnp.max(jnp.abs(state.local.gradient)) > _GATE_TOLERANCE
@@ -335,7 +327,7 @@ def _certify(layout: Layout, data: Data, lower: Array, points: Array) -> newton.
         )
         return newton.summarise(here, lower)._replace(runaway=beyond.n_long > 0)
 
-    return jax.lax.map(one, points)
+    return each(one, points)
 
 
 def _judge(state: _State, optimum: newton.Optimum, gate: GateState) -> Status:

@@ -19,9 +19,10 @@ from jax import Array
 from jax.typing import ArrayLike
 from scipy.special import gammaln, logsumexp
 
-from bayesmoe.core.likelihood import Data
+from bayesmoe.core.device import each
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE
+from bayesmoe.core.observations import Data
 from bayesmoe.core.validate import as_key, check_whole
 from bayesmoe.inference.modes import Modes
 from bayesmoe.inference.point import Fit
@@ -141,7 +142,7 @@ def _weigh(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _log_densities(target: Target, data: Data, u: Array) -> Array:
-    return jax.lax.map(lambda one: target.log_density(one, data), u)
+    return each(lambda one: target.log_density(one, data), u)
 
 
 def _log_proposal(modes: Modes, shares: np.ndarray, u: np.ndarray) -> np.ndarray:

@@ -14,7 +14,9 @@ import numpy as np
 from jax import Array
 
 from bayesmoe.core.compilation import jit_by_gate
-from bayesmoe.core.likelihood import Data, Evaluation
+from bayesmoe.core.device import each
+from bayesmoe.core.likelihood import Evaluation
+from bayesmoe.core.observations import Data
 from bayesmoe.core.scaling import Scaling
 from bayesmoe.inference import newton
 from bayesmoe.inference.point import Fit
@@ -104,4 +106,4 @@ def _search(target: Target, data: Data, points: Array) -> tuple[Modes, Array, Ar
         whitening = directions / jnp.sqrt(curvature)
         return Modes(optimum.coordinates, whitening, evidence), height, maximum
 
-    return jax.lax.map(approximate, points)
+    return each(approximate, points)

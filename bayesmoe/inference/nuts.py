@@ -16,14 +16,15 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from bayesmoe.core.compilation import compile_ahead
-from bayesmoe.core.likelihood import Data
+from bayesmoe.core.device import on_accelerator
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE
+from bayesmoe.core.observations import Data
 from bayesmoe.core.validate import as_key, check_whole
 from bayesmoe.inference.point import Fit
 from bayesmoe.inference.posterior import make_posterior
 from bayesmoe.inference.target import Target
-from bayesmoe.inference.transitions import Chain, run_chain
+from bayesmoe.inference.transitions import Chain, run_chain, run_chains
 
 N_CHAINS = 4
 N_WARMUP = 500
@@ -98,7 +99,8 @@ def sample_chains(
     n_chains, n_warmup, n_draws
         Chains, and iterations per chain for adaptation and to keep.
     n_threads
-        Chains run at a time, all cores by default. Draws do not depend on it.
+        Chains run at a time, all cores by default. Draws do not depend on it. An accelerator runs
+        all at a time.
 
     Raises
     ------
@@ -111,11 +113,10 @@ def sample_chains(
     for name, value in (counts | {"n_threads": n_threads}).items():
         check_whole(name, value, least=1)
     map_key, chain_key = jax.random.split(as_key(key))
+    keys = [jax.random.fold_in(chain_key, chain) for chain in range(n_chains)]
 
     def prepare(target: Target, data: Data) -> None:
-        p = target.layout.size
-        mode, seed = (np.zeros(p), np.eye(p)), jax.random.fold_in(chain_key, 0)
-        compile_ahead(run_chain, target, n_warmup, n_draws, data, *mode, seed)
+        _compile(_Run(target, n_warmup, n_draws, data), keys)
 
     posterior = make_posterior(model, x, y, key=map_key, start=start, meanwhile=prepare)
     target, data, modes = posterior.target, posterior.data, posterior.modes
@@ -123,16 +124,8 @@ def sample_chains(
     jumps = model.gate.jumps(model.n_experts)
     start_modes = np.zeros(n_chains, int) if jumps else modes.allocate(n_chains)
     points, whitening = jax.device_get((modes.u, modes.whitening))
-
-    def run(chain: int) -> tuple[Chain, Array]:
-        seed, mode = jax.random.fold_in(chain_key, chain), start_modes[chain]
-        return jax.block_until_ready(
-            run_chain(target, n_warmup, n_draws, data, points[mode], whitening[mode], seed)
-        )
-
-    with ThreadPoolExecutor(n_threads) as pool:
-        chains = list(pool.map(run, range(n_chains)))
-    stacked, step_size = jax.tree.map(lambda *leaves: jnp.stack(leaves), *chains)
+    run = _Run(target, n_warmup, n_draws, data)
+    stacked, step_size = _sample(run, points[start_modes], whitening[start_modes], keys, n_threads)
     return Draws(
         **posterior.restore(stacked.u)._asdict(),
         lp=stacked.lp,
@@ -144,3 +137,36 @@ def sample_chains(
         mode_weights=modes.weights,
         start_modes=start_modes,
     )
+
+
+class _Run(NamedTuple):
+    """The arguments that all chains share."""
+
+    target: Target
+    n_warmup: int
+    n_draws: int
+    data: Data
+
+
+def _compile(run: _Run, keys: list[Array]) -> None:
+    p, c = run.target.layout.size, len(keys)
+    if on_accelerator():
+        compile_ahead(run_chains, *run, np.zeros((c, p)), np.zeros((c, p, p)), jnp.stack(keys))
+    else:
+        compile_ahead(run_chain, *run, np.zeros(p), np.zeros((p, p)), keys[0])
+
+
+def _sample(
+    run: _Run, modes: np.ndarray, whitening: np.ndarray, keys: list[Array], n_threads: int
+) -> tuple[Chain, Array]:
+    """A chain for each of the modes ``(c, p)``: in threads, on an accelerator side by side."""
+    if on_accelerator():
+        return run_chains(*run, modes, whitening, jnp.stack(keys))
+
+    def sample(mode: np.ndarray, whitening: np.ndarray, key: Array) -> tuple[Chain, Array]:
+        return jax.block_until_ready(run_chain(*run, mode, whitening, key))
+
+    with ThreadPoolExecutor(n_threads) as pool:
+        chains = list(pool.map(sample, modes, whitening, keys))
+    stacked: tuple[Chain, Array] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *chains)
+    return stacked

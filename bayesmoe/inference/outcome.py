@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from functools import partial
+import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bayesmoe.core.compilation import QUICKLY
-from bayesmoe.core.likelihood import Data, Layout
+from bayesmoe.core.compilation import jit_quickly
+from bayesmoe.core.layout import Layout
 from bayesmoe.core.measure import MixingMeasure
+from bayesmoe.core.observations import Data, sum_over_chunks
 from bayesmoe.core.priors import Prior
 from bayesmoe.core.scaling import Scaling
 from bayesmoe.inference import newton
@@ -68,6 +70,29 @@ class Starts:
     n_iterations: np.ndarray
     measures: MixingMeasure
 
+    def __getitem__(self, chosen: slice) -> Starts:
+        return self._map(lambda leaf: np.asarray(leaf)[chosen], self.status[chosen])
+
+    def joined(self, *others: Starts) -> Starts:
+        """These starts, then all others."""
+
+        def join(*parts: Any) -> np.ndarray:
+            return np.concatenate([np.asarray(part) for part in parts])
+
+        each = (self.status, *(other.status for other in others))
+        return self._map(join, tuple(itertools.chain(*each)), *others)
+
+    def _map(
+        self, function: Callable[..., np.ndarray], status: tuple[Status, ...], *others: Starts
+    ) -> Starts:
+        """Starts whose every array is a function of these and of the others'."""
+        columns = {
+            name: jax.tree.map(function, value, *(getattr(other, name) for other in others))
+            for name, value in vars(self).items()
+            if name != "status"
+        }
+        return Starts(status=status, **columns)
+
 
 class GateState(NamedTuple):
     """What became of a gate on the data, one entry per start."""
@@ -76,7 +101,7 @@ class GateState(NamedTuple):
     separated: Array  # some experts that are active together share no observation
 
 
-@partial(jax.jit, static_argnums=(0, 1), compiler_options=QUICKLY)
+@jit_quickly(static_argnums=(0, 1))
 def describe(
     layout: Layout, prior: Prior | None, data: Data, scaling: Scaling, coordinates: Array
 ) -> tuple[MixingMeasure, Array, GateState]:
@@ -95,21 +120,18 @@ def describe(
 def _gate_state(layout: Layout, data: Data, point: Array) -> GateState:
     gate = layout.gate_parameters(layout.split(point)[0])
 
-    def add(index: Array, total: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def terms(index: Array) -> tuple[Array, Array, Array]:
         log_share = layout.gate.log_probabilities(gate, data.gate_x[index])
         log_share = jnp.where(data.mask[index] > 0, log_share, -jnp.inf)
         lesser = jnp.minimum(log_share[:, None], log_share)
-        held, together, overlap = total
-        return (
-            held + jnp.sum(jnp.exp(log_share), axis=1),
-            together | jnp.any(lesser > -jnp.inf, axis=-1),
-            overlap | jnp.any(lesser > np.log(_SHARED), axis=-1),
+        together, overlap = (
+            jnp.sum(lesser > least, axis=-1) for least in (-jnp.inf, np.log(_SHARED))
         )
+        return jnp.sum(jnp.exp(log_share), axis=1), together, overlap
 
-    k = layout.n_experts
-    none = jnp.zeros((k, k), bool)
-    held, together, overlap = jax.lax.fori_loop(0, data.n_chunks, add, (jnp.zeros(k), none, none))
-    return GateState(jnp.min(held) < _EMPTY, _n_components(overlap) > _n_components(together) + 0.5)
+    held, together, overlap = sum_over_chunks(data, terms)
+    parts = _n_components(overlap > 0), _n_components(together > 0)
+    return GateState(jnp.min(held) < _EMPTY, parts[0] > parts[1] + 0.5)
 
 
 def _n_components(graph: Array) -> Array:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,15 +22,23 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from bayesmoe.core.compilation import jit_by_gate
-from bayesmoe.core.likelihood import Data, Evaluation, Layout, evaluate_log_likelihood
+from bayesmoe.core.device import each
+from bayesmoe.core.layout import Layout
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE
+from bayesmoe.core.observations import Data
 from bayesmoe.core.priors import Prior
 from bayesmoe.core.validate import as_key
 from bayesmoe.inference import newton
 from bayesmoe.inference.cold_limit import bounded, can_run_cold, follow
 from bayesmoe.inference.outcome import Starts, Status, best_start, describe, judge, row
-from bayesmoe.inference.problem import N_STARTS, VARIANCE_FLOOR, Problem, prepare
+from bayesmoe.inference.problem import (
+    N_STARTS,
+    VARIANCE_FLOOR,
+    Problem,
+    mean_objective,
+    prepare,
+)
 
 _ALIKE = 1e-9  # heights of one maximum, relative
 
@@ -175,19 +182,9 @@ def _follow(problem: Problem, prior: Prior | None, fit: Fit) -> Fit:
     new = _assemble(problem, prior, end.optimum, end.cold)
     starts = fit.starts
     best = best_start(starts.objective, np.zeros(len(starts.status), bool))
-
-    def put(old: Any, one: Any) -> np.ndarray:
-        return np.concatenate([np.asarray(old)[:best], one, np.asarray(old)[best + 1 :]])
-
-    starts = Starts(
-        put(starts.objective, new.starts.objective),
-        (*starts.status[:best], new.status, *starts.status[best + 1 :]),
-        put(starts.gradient_norm, new.starts.gradient_norm),
-        put(starts.least_curvature, new.starts.least_curvature),
-        put(starts.n_iterations, [starts.n_iterations[best] + end.n_iterations]),
-        jax.tree.map(put, starts.measures, new.starts.measures),
-    )
-    return dataclasses.replace(new, starts=starts)
+    used = starts.n_iterations[best : best + 1] + end.n_iterations
+    led_on = dataclasses.replace(new.starts, n_iterations=used)
+    return dataclasses.replace(new, starts=starts[:best].joined(led_on, starts[best + 1 :]))
 
 
 def _n_agreeing(fit: Fit) -> int:
@@ -200,21 +197,10 @@ def _n_agreeing(fit: Fit) -> int:
 def _better(fit: Fit, other: Fit) -> Fit:
     """The better of two fits to the same data, with the starts of both."""
 
-    def join(*parts: Any) -> np.ndarray:
-        return np.concatenate([np.asarray(part) for part in parts])
-
-    one, two = fit.starts, other.starts
-    starts = Starts(
-        join(one.objective, two.objective),
-        (*one.status, *two.status),
-        join(one.gradient_norm, two.gradient_norm),
-        join(one.least_curvature, two.least_curvature),
-        join(one.n_iterations, two.n_iterations),
-        jax.tree.map(join, one.measures, two.measures),
-    )
+    starts = fit.starts.joined(other.starts)
     converged = np.array([status.converged for status in starts.status])
     best = best_start(starts.objective, converged)
-    chosen = fit if best < len(one.status) else other
+    chosen = fit if best < len(fit.starts.status) else other
     return dataclasses.replace(chosen, starts=starts)
 
 
@@ -266,32 +252,12 @@ def _first_alike(values: np.ndarray, on_ray: bool) -> np.ndarray:
     return np.argmax(alike | np.eye(len(values), dtype=bool), axis=1)
 
 
-def mean_objective(
-    layout: Layout, prior: Prior | None, data: Data, coordinates: Array
-) -> Evaluation:
-    """(log likelihood + log prior)/n with derivatives in identifiable coordinates."""
-    terms = evaluate_log_likelihood(layout, coordinates, data)
-    if prior is not None:
-
-        def log_prior(point: Array) -> Array:
-            return prior.log_density(layout.gate, layout.unpack(point), layout.selection)
-
-        terms = Evaluation(
-            terms.value + log_prior(coordinates),
-            terms.gradient + jax.grad(log_prior)(coordinates),
-            terms.hessian + jax.hessian(log_prior)(coordinates),
-        )
-    return Evaluation(*(term / data.n_observations for term in terms))
-
-
 @jit_by_gate(lambda layout: layout.gate, static_argnums=(0, 1))
 def _maximise(
     layout: Layout, prior: Prior | None, data: Data, starts: Array, wanted: Array, lower: Array
 ) -> newton.Optimum:
     evaluate = partial(mean_objective, layout, prior, data)
-    return jax.lax.map(
-        lambda one: newton.maximise(evaluate, one[0], lower, one[1]), (starts, wanted)
-    )
+    return each(lambda one: newton.maximise(evaluate, one[0], lower, one[1]), (starts, wanted))
 
 
 def _described(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -12,10 +11,13 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from bayesmoe.core.compilation import QUICKLY, in_background
-from bayesmoe.core.likelihood import Data, Layout, log_density, log_likelihood, make_data
+from bayesmoe.core.compilation import in_background, jit_quickly
+from bayesmoe.core.device import each
+from bayesmoe.core.layout import Layout
+from bayesmoe.core.likelihood import log_density, log_likelihood
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE
+from bayesmoe.core.observations import Data, make_data
 from bayesmoe.core.scaling import Scaling
 from bayesmoe.core.validate import check_estimable_with_prior, check_observations
 from bayesmoe.inference.modes import Modes, find_modes
@@ -129,7 +131,7 @@ def _check_start(layout: Layout, start: Fit) -> None:
     layout.check("start", start.measure)
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICKLY)
+@jit_quickly(static_argnums=0)
 def _restore(
     target: Target, scaling: Scaling, data: Data, x: Array, y: Array, u: Array
 ) -> tuple[MixingMeasure, Array, Array]:
@@ -140,4 +142,4 @@ def _restore(
         total = log_likelihood(target.layout, target.coordinates(one), data)
         return measure, total, log_density(target.layout.gate, measure, x, y)
 
-    return jax.lax.map(lambda chain: jax.lax.map(restore, chain), u)
+    return jax.lax.map(lambda chain: each(restore, chain), u)

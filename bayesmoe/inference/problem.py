@@ -1,4 +1,4 @@
-"""What every point estimator starts from: checked, standardised data, Θ and starting points."""
+"""What every point estimator starts from: data, Θ, starting points; and what it maximises."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from bayesmoe.core.likelihood import CHUNK, Data, Layout, make_data
+from bayesmoe.core.layout import Layout
+from bayesmoe.core.likelihood import Evaluation, evaluate_log_likelihood
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE
+from bayesmoe.core.observations import CHUNK, Data, make_data
+from bayesmoe.core.priors import Prior
 from bayesmoe.core.scaling import Scaling
 from bayesmoe.core.validate import (
     as_key,
@@ -105,3 +108,21 @@ def prepare(
         rows = rows[0][order], rows[1][order]
     data = make_data(*rows, scaling, layout.selection)
     return Problem(layout, scaling, data, begin, lower, n_starts)
+
+
+def mean_objective(
+    layout: Layout, prior: Prior | None, data: Data, coordinates: Array
+) -> Evaluation:
+    """(log likelihood + log prior)/n with derivatives in identifiable coordinates."""
+    terms = evaluate_log_likelihood(layout, coordinates, data)
+    if prior is not None:
+
+        def log_prior(point: Array) -> Array:
+            return prior.log_density(layout.gate, layout.unpack(point), layout.selection)
+
+        terms = Evaluation(
+            terms.value + log_prior(coordinates),
+            terms.gradient + jax.grad(log_prior)(coordinates),
+            terms.hessian + jax.hessian(log_prior)(coordinates),
+        )
+    return Evaluation(*(term / data.n_observations for term in terms))

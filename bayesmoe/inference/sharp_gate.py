@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from jax import Array
 
-from bayesmoe.core.likelihood import Layout
+from bayesmoe.core.layout import Layout
 from bayesmoe.core.measure import GateParameters
 from bayesmoe.core.selection import take
 

@@ -12,9 +12,9 @@ import numpy.typing as npt
 from jax import Array
 from jax.scipy.special import logsumexp
 
-from bayesmoe.core.compilation import QUICKLY
+from bayesmoe.core.compilation import jit_quickly
 from bayesmoe.core.gate import Gate
-from bayesmoe.core.likelihood import Layout
+from bayesmoe.core.layout import Layout
 from bayesmoe.core.measure import GateParameters, MixingMeasure
 from bayesmoe.core.priors import weak
 from bayesmoe.core.scaling import Scaling
@@ -329,7 +329,7 @@ def _by_lines(rng: np.random.Generator, rows: _Rows, k: int) -> Labels:
     return np.argmin(np.abs(residual), axis=0)
 
 
-@partial(jax.jit, static_argnums=0, compiler_options=QUICKLY)
+@jit_quickly(static_argnums=0)
 def _with_likeliest_gates(
     layout: Layout, key: Array, gate_x: Array, lines: _Lines, log_normal: Array
 ) -> MixingMeasure:

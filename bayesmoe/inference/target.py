@@ -18,14 +18,10 @@ from jax import Array
 from numpyro.distributions import constraints
 
 from bayesmoe.core.gate import Gate
-from bayesmoe.core.likelihood import (
-    Data,
-    Evaluation,
-    Layout,
-    evaluate_log_likelihood,
-    log_likelihood,
-)
+from bayesmoe.core.layout import Layout
+from bayesmoe.core.likelihood import Evaluation, evaluate_log_likelihood, log_likelihood
 from bayesmoe.core.measure import MixingMeasure
+from bayesmoe.core.observations import Data
 from bayesmoe.core.priors import Prior
 
 _EDGE = 1e-6  # a point on the boundary is moved inside by this much

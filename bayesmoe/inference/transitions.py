@@ -22,7 +22,7 @@ from jax import Array
 from numpyro.infer.hmc import HMCState, hmc
 from numpyro.infer.util import ParamInfo
 
-from bayesmoe.core.likelihood import Data
+from bayesmoe.core.observations import Data
 from bayesmoe.inference.target import Target
 
 _SPREAD = 0.5  # of the chains' starts around the mode, in its standard deviations
@@ -130,6 +130,25 @@ def run_chain(
     # one loop for warm-up and draws: the kernel is compiled once
     (last, *_), draws = jax.lax.scan(step, (state, held, hop_key), None, length=n_warmup + n_draws)
     return jax.tree.map(lambda leaf: leaf[n_warmup:], draws), last.adapt_state.step_size
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def run_chains(
+    target: Target,
+    n_warmup: int,
+    n_draws: int,
+    data: Data,
+    modes: Array,
+    whitening: Array,
+    keys: Array,
+) -> tuple[Chain, Array]:
+    """Chains side by side in one program, as an accelerator wants it; see `run_chain`.
+
+    Modes ``(c, p)``, whitening ``(c, p, p)`` and keys ``(c,)`` are those of each of c chains, the
+    leading axis of all results.
+    """
+    run = functools.partial(run_chain, target, n_warmup, n_draws, data)
+    return jax.vmap(run)(modes, whitening, keys)
 
 
 def _start(potential: _Density, z: Array) -> ParamInfo:

@@ -34,15 +34,18 @@ from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 
 from bayesmoe.core.density import GaussianMixture
-from bayesmoe.core.likelihood import Data, Evaluation, Layout, make_data
+from bayesmoe.core.layout import Layout
+from bayesmoe.core.likelihood import Evaluation
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE
+from bayesmoe.core.observations import Data, make_data, sum_over_chunks
 from bayesmoe.core.priors import Prior
 from bayesmoe.core.scaling import Scaling
 from bayesmoe.core.validate import check_observations
 from bayesmoe.inference.newton import GRADIENT_TOLERANCE
 from bayesmoe.inference.outcome import Status
-from bayesmoe.inference.point import Fit, mean_objective
+from bayesmoe.inference.point import Fit
+from bayesmoe.inference.problem import mean_objective
 
 #: Eigenvalues up to this of the information scaled to unit diagonal (the largest lies between 1
 #: and p) count as zero. An entry is a sum of n terms: rounding leaves about 2e-16 √n of it, 7e-13
@@ -253,7 +256,7 @@ def _delta_method(to_paper: np.ndarray, inverse: _Inverse) -> np.ndarray:
 def _scatter_of_scores(layout: Layout, data: Data, coordinates: Array) -> Array:
     """Σ s_j s_jᵀ, chunk by chunk, for s_j the gradient of log g(y_j|x_j)."""
 
-    def add(index: Array, total: Array) -> Array:
+    def terms(index: Array) -> Array:
         def log_density(point: Array) -> Array:
             gate, slope, intercept, log_variance = layout.split(point)
             parameters = layout.gate_parameters(gate)
@@ -264,7 +267,6 @@ def _scatter_of_scores(layout: Layout, data: Data, coordinates: Array) -> Array:
 
         scores = jax.jacfwd(log_density)(coordinates)
         scores = jnp.where(data.mask[index][:, None] > 0, scores, 0.0)
-        return total + scores.T @ scores
+        return scores.T @ scores
 
-    start = jnp.zeros((layout.size, layout.size))
-    return jax.lax.fori_loop(0, data.n_chunks, add, start)
+    return sum_over_chunks(data, terms)

@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 
 from bayesmoe.core.gate import PARAMETER_BLOCKS
-from bayesmoe.core.likelihood import Layout
+from bayesmoe.core.layout import Layout
 from bayesmoe.core.measure import FIELDS, MixingMeasure
 from bayesmoe.core.model import MoE
 from bayesmoe.core.scaling import Scaling
