@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,8 +28,11 @@ def _compile_in_half_the_time() -> None:
     """By XLA's older code generation, whose programs run a tenth slower, in one piece.
 
     Of this process alone: command lines, which are processes of their own, get what users get.
-    Notebooks have the same flags by their kernel, ``jupyter/kernels/quick``.
+    Notebooks have the same flags by their kernel, ``jupyter/kernels/quick``. Not beside an
+    accelerator, whose compiler ends the process at flags that it does not know.
     """
+    if importlib.util.find_spec("jax_plugins"):
+        return
     faster = ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
     flags = " ".join([os.environ.get("XLA_FLAGS", ""), *faster])
     with pytest.MonkeyPatch.context() as only_here:

@@ -196,6 +196,19 @@ def test_a_cluster_gives_the_numbers_of_one_process(
         assert_same_numbers(by_cell(collect(execute, attempt, list(REAL.cells()))), alone)
 
 
+def test_a_cluster_without_workers_says_so_and_waits(caplog: pytest.LogCaptureFixture) -> None:
+    with (
+        distributed.LocalCluster(n_workers=0, processes=False, dashboard_address=None) as running,
+        cluster(running.scheduler_address) as execute,
+    ):
+        joining = threading.Timer(1.0, running.scale, [1])
+        joining.start()
+        outcomes = collect(execute, lambda cell: Outcome(cell, None, ""), CELLS[:3])
+        joining.join()
+    assert sorted(outcome.cell for outcome in outcomes) == sorted(CELLS[:3])
+    assert "no workers at present: cells wait until some join" in caplog.text
+
+
 @pytest.mark.slow
 def test_two_of_four_workers_killed_lose_nothing(address: str, tmp_path: Path) -> None:
     attempt = Deadly(MADE_UP, tmp_path / "diary", seconds=0.5)

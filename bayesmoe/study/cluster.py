@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import math
 import threading
 import time
@@ -16,6 +17,7 @@ from bayesmoe.diagnostics.posterior import LIBRARIES
 from bayesmoe.study.executors import Executor, Model, Outcome, Waiting, WorkerError
 from bayesmoe.study.plan import Cell
 
+_LOG = logging.getLogger(__name__)
 _TIMEOUT = 5.0  # seconds to reach the scheduler
 _LOOK_AGAIN = 1.0  # seconds after which the workers are counted again
 _RETRIES = 1  # of cells that a worker could not even begin
@@ -127,7 +129,10 @@ def _on_cluster(
 
 
 class _Threads:
-    """How many threads the workers have, asked for once a second at most: they come and go."""
+    """How many threads the workers have, asked for once a second at most: they come and go.
+
+    If they have none it says so, for a cell that waits for them is no failure.
+    """
 
     def __init__(self, client: Any) -> None:
         self._client, self._known, self._asked = client, 0, -math.inf
@@ -136,6 +141,8 @@ class _Threads:
         now = time.monotonic()
         if now >= self._asked + _LOOK_AGAIN:
             self._known, self._asked = sum(self._client.nthreads().values()), now
+            if not self._known:
+                _LOG.warning("the cluster has no workers at present: cells wait until some join")
         return self._known
 
 
