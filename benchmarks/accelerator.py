@@ -42,7 +42,7 @@ def entries() -> Iterator[Entry]:
     if not on_accelerator():
         yield Skipped("accelerator", "JAX sees none here: install JAX for it, and run this again")
         return
-    theirs, ours = _alone("cpu"), _alone(jax.default_backend())
+    theirs, ours = _alone({"JAX_PLATFORMS": "cpu"}), _alone({})
     kind = jax.devices()[0].device_kind
     for what, here in ours.items():
         times = np.array(here["seconds"]), np.array(theirs[what]["seconds"])
@@ -54,10 +54,11 @@ def entries() -> Iterator[Entry]:
             yield Figure(f"{what}: values apart", f"{apart:.1g}", f"below {_ALIKE:g}", met)
 
 
-def _alone(platform: str) -> Measured:
-    """What this module measures on a platform, in a process of its own."""
+def _alone(settings: dict[str, str]) -> Measured:
+    """What this module measures in a process of its own, with these environment variables."""
     command = [sys.executable, "-m", "benchmarks.accelerator"]
-    environment = {**os.environ, "JAX_PLATFORMS": "cuda" if platform == "gpu" else platform}
+    # JAX would take most of the accelerator's memory, of which this process has its part already
+    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false", **settings}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     found: Measured = json.loads(done.stdout.splitlines()[-1])
     return found
