@@ -12,7 +12,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -203,8 +203,8 @@ def _climbs(gate: str, n: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
     )
 
 
-def _nothing(cell: Cell) -> Outcome:
-    return Outcome(cell, None, "nothing was to be done")
+def _nothing(cells: Sequence[Cell]) -> list[Outcome]:
+    return [Outcome(cell, None, "nothing was to be done") for cell in cells]
 
 
 def _dispatch() -> float:
@@ -270,7 +270,8 @@ def simulate(cells: list[Cell], n_workers: int, dispatch: float, costs: Costs) -
     own: list[Model | None] = [None] * n_workers
     known: list[set[Model]] = [set() for _ in range(n_workers)]
     desk = end = 0.0
-    while (cell := waiting.take(own[free[0][1]])) is not None:
+    while some := waiting.take(own[free[0][1]]):
+        (cell,) = some
         at, worker = heapq.heappop(free)
         desk = max(desk, at) + dispatch
         model = own[worker] = cell[:3]

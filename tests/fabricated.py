@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bayesmoe.study.cell import Arrays
+from bayesmoe.study.columns import Arrays
 from bayesmoe.study.layout import RESULTS, Layout
 from bayesmoe.study.plan import Cell, Plan
 

@@ -23,7 +23,7 @@ from typing import Any
 from fabricated import fabricate, make_plan
 
 from bayesmoe.study import engine, store
-from bayesmoe.study.cell import Arrays
+from bayesmoe.study.columns import Arrays
 from bayesmoe.study.engine import in_threads, run_study
 from bayesmoe.study.plan import Cell, Plan
 from bayesmoe.study.store import Store

@@ -22,7 +22,7 @@ from bayesmoe.cli import app
 from bayesmoe.diagnostics.checks import check_posterior
 from bayesmoe.diagnostics.stored_fit import load_fit
 from bayesmoe.study import engine
-from bayesmoe.study.cell import Arrays
+from bayesmoe.study.columns import Arrays
 from bayesmoe.study.plan import Cell, Plan, parse_plan
 from bayesmoe.study.store import Store
 

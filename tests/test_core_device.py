@@ -1,13 +1,16 @@
-"""Accelerators take many chunks, starts and chains at once: the numbers are those of the CPU."""
+"""Accelerators take many chunks, starts, chains and cells at once, with the numbers of the CPU."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fabricated import fabricate, make_plan
 
 from bayesmoe import fit_mle, moe, scenario
 from bayesmoe.core import compilation, device, observations
@@ -15,7 +18,14 @@ from bayesmoe.core.layout import Layout
 from bayesmoe.core.likelihood import evaluate_log_likelihood, log_likelihood
 from bayesmoe.core.observations import CHUNK, Data, make_data
 from bayesmoe.core.scaling import Scaling
-from bayesmoe.inference import nuts
+from bayesmoe.inference import nuts, point
+from bayesmoe.study import cell as cell_module
+from bayesmoe.study import engine, executors
+from bayesmoe.study.columns import Arrays
+from bayesmoe.study.engine import run_study
+from bayesmoe.study.executors import in_threads
+from bayesmoe.study.plan import Cell, Plan
+from bayesmoe.study.store import Store
 
 MODEL = moe("softmax", 2)
 LAYOUT = MODEL.layout(1)
@@ -32,7 +42,7 @@ def sample() -> tuple[np.ndarray, np.ndarray]:
 def as_accelerator(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The programs of an accelerator on the CPU; none of them is left to later tests."""
     jax.clear_caches()
-    for module in (device, observations, nuts):
+    for module in (device, observations, nuts, point, executors):
         monkeypatch.setattr(module, "on_accelerator", lambda: True)
     yield
     monkeypatch.undo()
@@ -82,6 +92,59 @@ def test_fits_and_chains_at_once(
     in_turn = fit_mle(MODEL, x, y)
     assert at_once.status is in_turn.status
     assert at_once.log_likelihood == pytest.approx(in_turn.log_likelihood, rel=1e-12)
+
+
+@pytest.mark.slow
+def test_small_cells_of_a_study_at_once(
+    as_accelerator: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Three replicates, which are a part of a batch; large cells are computed one by one."""
+    plan = make_plan(sizes=[100, 20_000], replicates=3, estimators=["mle", "map"], n_starts=3)
+    small = [cell for cell in plan.cells() if cell.n == 100]
+    together: list[list[Cell]] = []
+
+    def compute_cells(plan: Plan, cells: Sequence[Cell]) -> list[Arrays]:
+        together.append(list(cells))
+        return cell_module.compute_cells(plan, cells)
+
+    monkeypatch.setattr(engine, "compute_cells", compute_cells)
+    monkeypatch.setattr(engine, "compute_cell", fabricate)
+    with Store.open(tmp_path / "at_once", plan) as store:
+        run_study(plan, store, execute=functools.partial(in_threads, n_threads=1))
+        at_once = {cell: store.read(cell) for cell in small}
+    assert [sorted(cells) for cells in together] == [small]
+    monkeypatch.undo()
+    jax.clear_caches()
+    for cell, ours in at_once.items():
+        theirs = cell_module.compute_cell(plan, cell)
+        for name, values in theirs.items():
+            if values.dtype.kind != "f":
+                np.testing.assert_array_equal(ours[name], values, err_msg=name)
+            elif name != "seconds":
+                np.testing.assert_allclose(ours[name], values, rtol=1e-7, atol=1e-9, err_msg=name)
+
+
+def test_where_cells_fail_together_each_is_computed_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = make_plan(replicates=3)
+    cells = list(plan.cells())[:3]
+
+    def compute(plan: Plan, cell: Cell) -> Arrays:
+        if cell == cells[1]:
+            raise FloatingPointError("underflow")
+        return fabricate(plan, cell)
+
+    def compute_cells(plan: Plan, cells: Sequence[Cell]) -> list[Arrays]:
+        return [compute(plan, cell) for cell in cells]
+
+    monkeypatch.setattr(engine, "compute_cell", compute)
+    monkeypatch.setattr(engine, "compute_cells", compute_cells)
+    outcomes = engine.attempt_cells(plan, cells)
+    assert [outcome.cell for outcome in outcomes] == cells
+    assert [outcome.arrays is None for outcome in outcomes] == [False, True, False]
+    assert "underflow" in str(outcomes[1].failure)
+    assert "3 cells are computed one by one" in caplog.text
 
 
 def test_options_that_a_compiler_does_not_know_are_left_out(

@@ -16,7 +16,7 @@ from fabricated import make_plan
 from bayesmoe.core.measure import FIELDS, MixingMeasure
 from bayesmoe.inference.point import fit_mle
 from bayesmoe.inference.starts import near_truth
-from bayesmoe.study.cell import Arrays
+from bayesmoe.study.columns import Arrays
 from bayesmoe.study.dataset import load_results
 from bayesmoe.study.early_em import SHORT, measure_gaps, used
 from bayesmoe.study.engine import run_study

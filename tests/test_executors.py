@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,10 @@ from deadly import Deadly, count_threads, entries, tries
 from fabricated import assert_arrays_equal, fabricate, make_plan
 
 from bayesmoe.study import cluster as cluster_module
-from bayesmoe.study.cell import Arrays
 from bayesmoe.study.cluster import ClusterError, cluster
-from bayesmoe.study.engine import attempt_cell, run_study
-from bayesmoe.study.executors import Executor, Outcome, WorkerError, in_threads, share_out
+from bayesmoe.study.columns import Arrays
+from bayesmoe.study.engine import attempt_cells, run_study
+from bayesmoe.study.executors import Attempt, Executor, Outcome, WorkerError, in_threads, share_out
 from bayesmoe.study.plan import Cell, Plan
 from bayesmoe.study.processes import in_processes
 from bayesmoe.study.store import Store
@@ -40,7 +40,7 @@ REAL = make_plan(
 )
 
 
-def collect(execute: Executor, attempt: Callable[[Cell], Outcome], cells: list[Cell]) -> list[Any]:
+def collect(execute: Executor, attempt: Attempt, cells: list[Cell]) -> list[Any]:
     return list(execute(attempt, cells, threading.Event()))
 
 
@@ -69,10 +69,10 @@ def test_workers_keep_to_a_model_and_help_out() -> None:
     pace = threading.Barrier(2, timeout=10)
     seen: list[list[int]] = [[], []]
 
-    def worker(number: int, cell: Cell) -> Outcome:
+    def worker(number: int, cells: Sequence[Cell]) -> list[Outcome]:
         pace.wait()
-        seen[number].append(cell.n_experts)
-        return Outcome(cell, {})
+        seen[number] += [cell.n_experts for cell in cells]
+        return [Outcome(cell, {}) for cell in cells]
 
     workers = [functools.partial(worker, number) for number in range(2)]
     outcomes = list(share_out(cells, threading.Event(), workers))
@@ -83,8 +83,8 @@ def test_workers_keep_to_a_model_and_help_out() -> None:
 def test_a_worker_that_is_lost_ends_the_study(tmp_path: Path) -> None:
     begun: list[Cell] = []
 
-    def broken(cell: Cell) -> Outcome:
-        begun.append(cell)
+    def broken(cells: Sequence[Cell]) -> list[Outcome]:
+        begun.extend(cells)
         raise WorkerError("no memory")
 
     def execute(attempt: Any, cells: Any, stop: threading.Event) -> Any:
@@ -95,6 +95,24 @@ def test_a_worker_that_is_lost_ends_the_study(tmp_path: Path) -> None:
             run_study(MADE_UP, store, execute=execute)
         assert len(begun) == 1
         assert not store.failed()
+
+
+def test_cells_of_one_model_and_size_are_handed_out_together() -> None:
+    plan = make_plan(n_experts=[2, 3], sizes=[100, 1000], replicates=5)
+    groups: list[list[Cell]] = []
+
+    def worker(cells: Sequence[Cell]) -> list[Outcome]:
+        groups.append(list(cells))
+        return [Outcome(cell, {}) for cell in cells]
+
+    most = {100: 3, 1000: 1}
+    outcomes = list(
+        share_out(list(plan.cells()), threading.Event(), [worker], lambda cell: most[cell.n])
+    )
+    assert Counter(outcome.cell for outcome in outcomes) == Counter(plan.cells())
+    assert all(len({cell[:4] for cell in group}) == 1 for group in groups)
+    sizes = Counter((group[0].n, len(group)) for group in groups)
+    assert sizes == {(100, 3): 2, (100, 2): 2, (1000, 1): 10}
 
 
 # --- processes
@@ -112,7 +130,7 @@ def _workers_keep_what_they_compile() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def alone() -> dict[Cell, Arrays]:
     """The real plan, computed in one thread of this process."""
-    attempt = functools.partial(attempt_cell, REAL)
+    attempt = functools.partial(attempt_cells, REAL)
     return by_cell(collect(functools.partial(in_threads, n_threads=1), attempt, list(REAL.cells())))
 
 
@@ -132,7 +150,7 @@ def assert_same_numbers(found: dict[Cell, Arrays], alone: dict[Cell, Arrays]) ->
 
 @pytest.mark.slow
 def test_processes_give_the_numbers_of_one_process(alone: dict[Cell, Arrays]) -> None:
-    attempt = functools.partial(attempt_cell, REAL)
+    attempt = functools.partial(attempt_cells, REAL)
     execute = functools.partial(in_processes, n_workers=2)
     assert_same_numbers(by_cell(collect(execute, attempt, list(REAL.cells()))), alone)
 
@@ -191,7 +209,7 @@ def address() -> Iterator[str]:
 def test_a_cluster_gives_the_numbers_of_one_process(
     address: str, alone: dict[Cell, Arrays]
 ) -> None:
-    attempt = functools.partial(attempt_cell, REAL)
+    attempt = functools.partial(attempt_cells, REAL)
     with cluster(address) as execute:
         assert_same_numbers(by_cell(collect(execute, attempt, list(REAL.cells()))), alone)
 
@@ -203,7 +221,7 @@ def test_a_cluster_without_workers_says_so_and_waits(caplog: pytest.LogCaptureFi
     ):
         joining = threading.Timer(1.0, running.scale, [1])
         joining.start()
-        outcomes = collect(execute, lambda cell: Outcome(cell, None, ""), CELLS[:3])
+        outcomes = collect(execute, lambda cells: [Outcome(*cells, None, "")], CELLS[:3])
         joining.join()
     assert sorted(outcome.cell for outcome in outcomes) == sorted(CELLS[:3])
     assert "no workers at present: cells wait until some join" in caplog.text

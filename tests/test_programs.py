@@ -59,5 +59,5 @@ def test_a_study_looks_after_every_cell(monkeypatch: pytest.MonkeyPatch) -> None
     plan = load_plan("quick")
     monkeypatch.setattr(engine, "compute_cell", lambda plan, cell: seen.append("computed"))
     monkeypatch.setattr(engine, "bound_compiled_programs", lambda: seen.append("looked"))
-    engine.attempt_cell(plan, next(iter(plan.cells())))
+    engine.attempt_cells(plan, [next(iter(plan.cells()))])
     assert seen == ["computed", "looked"]

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from bayesmoe.cli import app
 from bayesmoe.report.terminal import duration
 from bayesmoe.study import progress
-from bayesmoe.study.cell import Arrays
+from bayesmoe.study.columns import Arrays
 from bayesmoe.study.plan import Cell, Plan
 from bayesmoe.study.progress import count_cells, estimate_core_time
 from bayesmoe.study.store import Store

@@ -45,7 +45,7 @@ from bayesmoe.report.style import (
     size_text,
 )
 from bayesmoe.report.terminal import print_study
-from bayesmoe.study.cell import LOSSES, Arrays
+from bayesmoe.study.columns import LOSSES, Arrays
 from bayesmoe.study.dataset import load_results
 from bayesmoe.study.early_em import used
 from bayesmoe.study.layout import Layout

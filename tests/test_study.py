@@ -6,7 +6,7 @@ import functools
 import pickle
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Collection, Generator
 from pathlib import Path
 
 import jax
@@ -28,7 +28,8 @@ from bayesmoe.report.files import write_study
 from bayesmoe.study import engine, sampling
 from bayesmoe.study.cell import compute_cell
 from bayesmoe.study.chunks import digest
-from bayesmoe.study.engine import Executor, Outcome, in_threads, run_study
+from bayesmoe.study.engine import run_study
+from bayesmoe.study.executors import Attempt, Executor, Outcome, in_threads
 from bayesmoe.study.layout import RESULTS
 from bayesmoe.study.outputs import Outputs, write_outputs
 from bayesmoe.study.plan import Cell, Plan
@@ -439,7 +440,7 @@ def test_any_executor_will_do(tmp_path: Path) -> None:
     """What a pool of processes would do: pickle the attempt, give outcomes out of order."""
 
     def backwards(
-        attempt: Callable[[Cell], Outcome], cells: Collection[Cell], stop: threading.Event
+        attempt: Attempt, cells: Collection[Cell], stop: threading.Event
     ) -> Generator[Outcome, None, None]:
         assert pickle.loads(pickle.dumps(attempt)).args == (plan,)
         for cell in reversed(list(cells)):

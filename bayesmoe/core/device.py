@@ -10,6 +10,7 @@ import jax
 T = TypeVar("T")
 
 _AT_ONCE = 16  # starts or draws; bounds the memory
+TOGETHER = 16  # small data sets in one program
 
 
 def on_accelerator() -> bool:

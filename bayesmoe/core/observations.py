@@ -24,7 +24,7 @@ from bayesmoe.core.selection import ALL, Selection, take
 CHUNK = 512
 SHORT_CHUNK = 64
 FEW = 3 * SHORT_CHUNK
-_SMALLEST_CAPACITY = 32  # chunks; larger data go to storages four times as large
+SMALLEST_CAPACITY = 32  # chunks; larger data go to storages four times as large
 _AT_ONCE = 128  # chunks that an accelerator takes at once: a divisor of all larger capacities
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ def make_data(x: ArrayLike, y: ArrayLike, scaling: Scaling, selection: Selection
     n = response.shape[0]
     length = SHORT_CHUNK if n <= FEW else CHUNK
     n_chunks = -(-n // length)
-    capacity = _SMALLEST_CAPACITY
+    capacity = SMALLEST_CAPACITY
     while capacity < n_chunks:
         capacity *= 4
 

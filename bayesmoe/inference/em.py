@@ -124,6 +124,11 @@ def fit_em(
     problem = prepare(
         model, x, y, key=key, n_starts=n_starts, starts=starts, variance_floor=variance_floor
     )
+    return run_em(problem, tolerance, max_iterations)
+
+
+def run_em(problem: Problem, tolerance: float, max_iterations: int) -> EMFit:
+    """`fit_em` of a problem from `prepare`."""
     layout, data, lower = problem.layout, problem.data, problem.lower
     rule = _Rule(jnp.asarray(tolerance), jnp.asarray(max_iterations), jnp.asarray(problem.log_unit))
     runs = [_run(layout, data, lower, rule, jnp.maximum(one, lower)) for one in problem.starts]

@@ -12,35 +12,24 @@ Both over the set Θ of variances above a floor, without which the likelihood is
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from bayesmoe.core.compilation import jit_by_gate
-from bayesmoe.core.device import each
-from bayesmoe.core.layout import Layout
+from bayesmoe.core.device import on_accelerator
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE
-from bayesmoe.core.observations import Data
 from bayesmoe.core.priors import Prior
 from bayesmoe.core.validate import as_key
 from bayesmoe.inference import newton
+from bayesmoe.inference.climb import ALIKE, climb, climb_together, described
 from bayesmoe.inference.cold_limit import bounded, can_run_cold, follow
-from bayesmoe.inference.outcome import Starts, Status, best_start, describe, judge, row
-from bayesmoe.inference.problem import (
-    N_STARTS,
-    VARIANCE_FLOOR,
-    Problem,
-    mean_objective,
-    prepare,
-)
-
-_ALIKE = 1e-9  # heights of one maximum, relative
+from bayesmoe.inference.outcome import Starts, Status, best_start
+from bayesmoe.inference.problem import N_STARTS, VARIANCE_FLOOR, Problem, prepare
 
 # few observations have many maxima, and cost little: go on until some starts agree on the best
 _FEW_ROWS, _AGREEING, _MOST_STARTS = 500, 3, 96
@@ -146,6 +135,23 @@ def fit_map(
     return _search(begin, model.prior, key, n_starts, starts)
 
 
+def estimate(problems: Sequence[Problem], prior: Prior | None) -> list[Fit]:
+    """The best of all starts of each problem: the MLE, or under a prior MAP.
+
+    Parameters
+    ----------
+    problems
+        From `prepare`. On an accelerator those of one layout and storage run in one program.
+    prior
+        None for the MLE.
+    """
+    problems = [bounded(problem) for problem in problems]
+    together = len(problems) > 1 and on_accelerator() and all(p.sample is None for p in problems)
+    ends = climb_together(problems, prior) if together else (climb(p, prior) for p in problems)
+    fits = (_assemble(p, prior, optima) for p, optima in zip(problems, ends, strict=True))
+    return [_follow(p, prior, fit) for p, fit in zip(problems, fits, strict=True)]
+
+
 def _search(
     begin: Callable[..., Problem],
     prior: Prior | None,
@@ -191,7 +197,7 @@ def _n_agreeing(fit: Fit) -> int:
     """How many starts reached the height of the best."""
     heights = fit.starts.objective
     best = np.max(heights[np.isfinite(heights)], initial=-np.inf)
-    return int(np.sum(heights >= best - _ALIKE * (1 + abs(best))))
+    return int(np.sum(heights >= best - ALIKE * (1 + abs(best))))
 
 
 def _better(fit: Fit, other: Fit) -> Fit:
@@ -205,85 +211,14 @@ def _better(fit: Fit, other: Fit) -> Fit:
 
 
 def _fit(problem: Problem, prior: Prior | None) -> Fit:
-    sample = problem.sample
-    if sample is None:
-        every = np.ones(len(problem.starts), bool)
-        optima = _climb(problem, prior, problem.data, every)
-    else:
-        optima = _climb_by_sample(problem, prior, sample)
-    return _assemble(problem, prior, optima)
-
-
-def _climb_by_sample(problem: Problem, prior: Prior | None, sample: Data) -> newton.Optimum:
-    """Where starts end that climb on a sample first; those given, on all observations alone.
-
-    A start that finds no maximum on the sample begins anew on all, from where it began.
-    """
-    agnostic = np.arange(len(problem.starts)) >= len(problem.starts) - problem.n_agnostic
-    approach = _climb(problem, prior, sample, agnostic)
-    statuses = _described(problem, prior, sample, approach)[2]
-    settled = agnostic & [status.converged for status in statuses]
-    starts = np.where(settled[:, None], approach.coordinates, problem.starts)
-    first = _first_alike(np.where(settled, approach.value, np.nan), problem.layout.gate.ray)
-    alone = first == np.arange(len(first))
-    optima = _climb(problem._replace(starts=jnp.asarray(starts)), prior, problem.data, alone)
-    optima = jax.tree.map(lambda leaf: leaf[first], optima)
-    used = np.where(agnostic, approach.n_iterations, 0) + optima.n_iterations
-    return optima._replace(n_iterations=used)
-
-
-def _climb(problem: Problem, prior: Prior | None, data: Data, wanted: np.ndarray) -> newton.Optimum:
-    """Where the wanted starts end on these data; the others stay."""
-    optima = _maximise(
-        problem.layout, prior, data, problem.starts, jnp.asarray(wanted), problem.lower
-    )
-    return jax.device_get(optima)
-
-
-def _first_alike(values: np.ndarray, on_ray: bool) -> np.ndarray:
-    """For each start the first one that settled at the same height, else itself: ``(S,)``.
-
-    Heights at a maximum agree to rounding, and those of two maxima do not. On a ray the same
-    height says nothing of the place.
-    """
-    if on_ray:
-        return np.arange(len(values))
-    alike = np.abs(values[:, None] - values) <= _ALIKE * (1 + np.abs(values))
-    return np.argmax(alike | np.eye(len(values), dtype=bool), axis=1)
-
-
-@jit_by_gate(lambda layout: layout.gate, static_argnums=(0, 1))
-def _maximise(
-    layout: Layout, prior: Prior | None, data: Data, starts: Array, wanted: Array, lower: Array
-) -> newton.Optimum:
-    evaluate = partial(mean_objective, layout, prior, data)
-    return each(lambda one: newton.maximise(evaluate, one[0], lower, one[1]), (starts, wanted))
-
-
-def _described(
-    problem: Problem, prior: Prior | None, data: Data, optima: newton.Optimum, cold: bool = False
-) -> tuple[MixingMeasure, Array, tuple[Status, ...]]:
-    """Measures on the scale of the data, log priors and statuses; ``cold`` as for `judge`."""
-    measures, log_prior, gates = describe(
-        problem.layout, prior, data, problem.scaling, jnp.asarray(optima.coordinates)
-    )
-    gates = jax.device_get(gates)
-    proper = prior is not None and prior.proper
-    each = range(len(optima.value))
-    at_least = np.zeros(len(each), bool)  # a temperature that presses on its lower bound
-    if can_run_cold(problem.layout.gate):
-        at_least = np.asarray(optima.at_bound)[:, problem.layout.n_gate - 1]
-    statuses = tuple(
-        judge(row(optima, i), row(gates, i), proper, cold or bool(at_least[i])) for i in each
-    )
-    return measures, log_prior, statuses
+    return _assemble(problem, prior, climb(problem, prior))
 
 
 def _assemble(
     problem: Problem, prior: Prior | None, optima: newton.Optimum, cold: bool = False
 ) -> Fit:
     layout, scaling = problem.layout, problem.scaling
-    measures, log_prior, statuses = _described(problem, prior, problem.data, optima, cold)
+    measures, log_prior, statuses = described(problem, prior, problem.data, optima, cold)
     n = int(problem.data.n_observations)
     # densities of y, and of the paper's parameters, per unit of the data as given
     per_y = problem.log_unit

@@ -110,6 +110,19 @@ def prepare(
     return Problem(layout, scaling, data, begin, lower, n_starts)
 
 
+def begin_also_at(problem: Problem, x: Array, y: Array, given: MixingMeasure) -> Problem:
+    """The problem of the data x ``(n, d)``, y ``(n,)`` with further starts, tried first.
+
+    Raises
+    ------
+    ValueError
+        If the measures given are none of the model.
+    """
+    no_key = jax.random.key(0)  # nothing is drawn
+    first = starting_points(no_key, problem.layout, problem.scaling, x, y, 0, given)
+    return problem._replace(starts=jnp.concatenate([first, problem.starts]))
+
+
 def mean_objective(
     layout: Layout, prior: Prior | None, data: Data, coordinates: Array
 ) -> Evaluation:

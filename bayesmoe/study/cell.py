@@ -1,11 +1,11 @@
-"""What is computed for one cell: simulate, estimate, judge."""
+"""What is computed for cells: simulate, estimate, judge."""
 
 from __future__ import annotations
 
+import itertools
 import time
-import warnings
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -13,41 +13,56 @@ import numpy as np
 from jax import Array
 
 from bayesmoe.core.gate import PARAMETER_BLOCKS
-from bayesmoe.core.layout import Layout
-from bayesmoe.core.measure import FIELDS, MixingMeasure
 from bayesmoe.core.model import MoE
-from bayesmoe.core.scaling import Scaling
 from bayesmoe.inference.em import EMFit
-from bayesmoe.inference.laplace import Resampled
-from bayesmoe.inference.nuts import Draws
-from bayesmoe.inference.outcome import best_start
-from bayesmoe.inference.point import Fit, fit_map, fit_mle
+from bayesmoe.inference.point import Fit, estimate
+from bayesmoe.inference.problem import VARIANCE_FLOOR, Problem, begin_also_at, prepare
 from bayesmoe.inference.starts import near_truth
 from bayesmoe.study.chunks import digest
-from bayesmoe.study.early_em import EM, fit_early_em
+from bayesmoe.study.columns import Arrays, judge, kept_draws, point_column, posterior_column
+from bayesmoe.study.early_em import EM, run_early_em
 from bayesmoe.study.plan import Cell, Plan
 from bayesmoe.study.sampling import Evidence, Sample, draw_posterior
 from bayesmoe.study.scenario import Scenario, scenario
-from bayesmoe.theory.voronoi import VoronoiResult, contraction_radius, voronoi
 
-#: the four losses: with which weights, and whether modulo the rays
-LOSSES = {
-    "loss": ("intercept", False),
-    "identified_loss": ("intercept", True),
-    "normalised_loss": ("probability", False),
-    "normalised_identified_loss": ("probability", True),
-}
-
-Arrays = dict[str, np.ndarray]
 F = TypeVar("F", Fit, EMFit)
 
 
-class _Problem(NamedTuple):
-    plan: Plan
+class _Replicate(NamedTuple):
+    """The data set of a cell, and its starting points."""
+
     cell: Cell
-    truth: Scenario
     x: Array
     y: Array
+    problem: Problem
+
+
+class _Group(NamedTuple):
+    """Cells of one model and sample size, and what they share."""
+
+    plan: Plan
+    truth: Scenario
+    models: dict[str, MoE]
+    replicates: list[_Replicate]
+
+    @property
+    def problems(self) -> list[Problem]:
+        return [replicate.problem for replicate in self.replicates]
+
+
+class _Points(NamedTuple, Generic[F]):
+    """A point estimate of each cell of a group, and the seconds that one of them took."""
+
+    fits: list[F]
+    seconds: float
+
+
+class _Estimates(NamedTuple):
+    """The point estimates of a group: MAP under each prior, None where they are not wanted."""
+
+    em: _Points[EMFit] | None
+    mle: _Points[Fit] | None
+    map: dict[str, _Points[Fit] | None]
 
 
 def compute_cell(plan: Plan, cell: Cell) -> Arrays:
@@ -55,50 +70,71 @@ def compute_cell(plan: Plan, cell: Cell) -> Arrays:
 
     ``data_digest`` tells the cell's data set from others.
     """
-    truth = scenario(cell.scenario, plan.gate(cell))
+    return compute_cells(plan, [cell])[0]
+
+
+def compute_cells(plan: Plan, cells: Sequence[Cell]) -> list[Arrays]:
+    """`compute_cell` of cells of one model and sample size.
+
+    On an accelerator all their MLEs are found in one program, and all MAPs; ``seconds`` are then
+    shares. Starting points are common to the estimators, and count for the first.
+    """
+    group, begun = _timed(lambda: _begin(plan, cells))
+    estimates = _estimate(group, begun / len(cells))
+    columns = _columns(group, estimates)
+    return [_results(group, estimates, columns, index) for index in range(len(cells))]
+
+
+def _begin(plan: Plan, cells: Sequence[Cell]) -> _Group:
+    truth = scenario(cells[0].scenario, plan.gate(cells[0]))
+    models = plan.models(truth.gate, cells[0].n_experts)
+    model = next(iter(models.values()))  # no prior enters what a fit starts from
+    return _Group(plan, truth, models, [_replicate(plan, truth, model, cell) for cell in cells])
+
+
+def _replicate(plan: Plan, truth: Scenario, model: MoE, cell: Cell) -> _Replicate:
+    """A cell's data, and starts by the plan's protocol."""
     x, y = truth.simulate(plan.data_key(cell), cell.n)
-    problem = _Problem(plan, cell, truth, x, y)
-    models = plan.models(truth.gate, cell.n_experts)
-    model = next(iter(models.values()))
-    mle: Fit | None = None
-    columns: dict[str, Arrays] = {}
-    if EM in plan.estimators:
-        em, seconds = _timed(lambda: _fit_point(fit_early_em, problem, model))
-        columns[EM] = _point_column(problem, em, seconds)
-    if "mle" in plan.estimators:
-        mle, seconds = _timed(lambda: _fit_point(fit_mle, problem, model))
-        columns["mle"] = _point_column(problem, mle, seconds)
-    each = [_under_prior(problem, model, mle, columns) for model in models.values()]
-    arrays = {name: np.stack([arrays[name] for arrays in each]) for name in each[0]}
-    return arrays | {"data_digest": np.asarray(digest({"x": np.asarray(x), "y": np.asarray(y)}))}
+    key, starts, n_agnostic = plan.fit_key(cell), None, plan.n_starts
+    if plan.starts == "near_truth":
+        starts = near_truth(key, truth.measure, cell.n_experts, cell.n, plan.n_starts)
+        n_agnostic = 0
+    problem = prepare(
+        model, x, y, key=key, n_starts=n_agnostic, starts=starts, variance_floor=VARIANCE_FLOOR
+    )
+    return _Replicate(cell, x, y, problem)
 
 
-def _under_prior(
-    problem: _Problem, model: MoE, mle: Fit | None, without_prior: dict[str, Arrays]
-) -> Arrays:
-    """Results under one prior, leading axis ``(estimator,)`` where there is one."""
-    plan, columns = problem.plan, dict(without_prior)
-    start: Fit | None = None
-    distance = np.nan
-    if "map" in plan.estimators or "posterior" in plan.estimators:
-        start, seconds = _timed(lambda: _fit_point(fit_map, problem, model, mle))
-        distance = np.nan if mle is None else _distance(problem, mle, start)
-        columns["map"] = _point_column(problem, start, seconds)
-    evidence, kept = Evidence(), Arrays()
-    spread = np.full(len(PARAMETER_BLOCKS), np.nan)
-    if "posterior" in plan.estimators:
-        sample, seconds = _timed(lambda: _sample(problem, model, start))
-        columns["posterior"] = _posterior_column(problem, sample, seconds)
-        evidence, kept = sample.evidence, _kept_draws(plan, sample.draws)
-        if model.gate.has_temperature:
-            spread[PARAMETER_BLOCKS.index("temperature")] = float(
-                jnp.std(sample.draws.measures.temperature)
-            )
-    wanted = [columns[estimator] for estimator in plan.estimators]
-    stacked = {name: np.stack([column[name] for column in wanted]) for name in wanted[0]}
-    singles = {name: np.asarray(value) for name, value in evidence._asdict().items()}
-    singles |= {"posterior_sd": spread, "map_mle_distance": np.asarray(distance)}
-    return stacked | singles | kept
+def _estimate(group: _Group, begun: float) -> _Estimates:
+    """The plan's point estimates; ``begun`` seconds a cell went by before the first of them."""
+    wanted, problems = group.plan.estimators, group.problems
+    before = itertools.chain([begun], itertools.repeat(0.0))
+    em, mle, maps = None, None, dict[str, _Points[Fit] | None].fromkeys(group.models)
+    if EM in wanted:
+        em = _fitted(lambda: [run_early_em(problem) for problem in problems], next(before))
+    if "mle" in wanted:
+        mle = _fitted(lambda: estimate(problems, None), next(before))
+    if "map" in wanted or "posterior" in wanted:
+        for name, model in group.models.items():
+            maps[name] = _fit_map(group, model, mle, next(before))
+    return _Estimates(em, mle, maps)
+
+
+def _fitted(call: Callable[[], list[F]], before: float) -> _Points[F]:
+    fits, seconds = _timed(call)
+    return _Points(fits, before + seconds / len(fits))
+
+
+def _fit_map(group: _Group, model: MoE, mle: _Points[Fit] | None, before: float) -> _Points[Fit]:
+    """MAP under a model's prior; the MLE, if there is one, is tried before all other starts."""
+
+    def problems() -> list[Problem]:
+        if mle is None:
+            return group.problems
+        pairs = zip(group.replicates, mle.fits, strict=True)
+        return [begin_also_at(one.problem, one.x, one.y, fit.measure) for one, fit in pairs]
+
+    return _fitted(lambda: estimate(problems(), model.prior), before)
 
 
 def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
@@ -107,118 +143,76 @@ def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
     return result, time.perf_counter() - begin
 
 
-def _fit_point(fit: Callable[..., F], problem: _Problem, model: MoE, first: Fit | None = None) -> F:
-    """A point estimate under the plan's start protocol; ``first`` is tried before all others."""
-    plan, cell = problem.plan, problem.cell
-    key = plan.fit_key(cell)
-    starts = None if first is None else first.measure
-    n_agnostic = plan.n_starts
-    if plan.starts == "near_truth":
-        n_agnostic = 0
-        near = near_truth(key, problem.truth.measure, cell.n_experts, cell.n, plan.n_starts)
-        starts = near if starts is None else jax.tree.map(_prepend, starts, near)
-    return fit(model, problem.x, problem.y, key=key, n_starts=n_agnostic, starts=starts)
+def _columns(group: _Group, estimates: _Estimates) -> dict[tuple[str, str], list[Arrays]]:
+    """What is stored of every estimator under every prior, cell by cell; all judged at once."""
+    points: dict[tuple[str, str], Any] = {}
+    for prior, found in estimates.map.items():
+        points |= {(EM, prior): estimates.em, ("mle", prior): estimates.mle, ("map", prior): found}
+    points = {key: found for key, found in points.items() if found is not None}
+    measures = [fit.measure for found in points.values() for fit in found.fits]
+    judged = judge(group.truth, jax.tree.map(lambda *leaves: np.stack(leaves), *measures))
+    rows = iter(range(len(measures)))
+    return {
+        key: [
+            point_column(group.plan, fit, found.seconds, judged.at(next(rows)))
+            for fit in found.fits
+        ]
+        for key, found in points.items()
+    }
 
 
-def _prepend(one: Array, batch: Array) -> Array:
-    return jnp.concatenate([one[None], batch])
+def _results(
+    group: _Group,
+    estimates: _Estimates,
+    columns: dict[tuple[str, str], list[Arrays]],
+    index: int,
+) -> Arrays:
+    """All arrays of one cell."""
+    each = []
+    for prior in group.models:
+        of_prior = {name: column[index] for (name, of), column in columns.items() if of == prior}
+        each.append(_under_prior(group, estimates, prior, of_prior, index))
+    arrays = {name: np.stack([arrays[name] for arrays in each]) for name in each[0]}
+    one = group.replicates[index]
+    data = {"x": np.asarray(one.x), "y": np.asarray(one.y)}
+    return arrays | {"data_digest": np.asarray(digest(data))}
 
 
-def _sample(problem: _Problem, model: MoE, start: Fit | None) -> Sample:
-    plan, key = problem.plan, problem.plan.fit_key(problem.cell)
-    return draw_posterior(plan, model, problem.x, problem.y, key=key, start=start)
+def _under_prior(
+    group: _Group, estimates: _Estimates, prior: str, columns: dict[str, Arrays], index: int
+) -> Arrays:
+    """One cell's results under one prior, leading axis ``(estimator,)`` where there is one."""
+    plan, mle, start = group.plan, estimates.mle, estimates.map[prior]
+    evidence, kept = Evidence(), Arrays()
+    spread = np.full(len(PARAMETER_BLOCKS), np.nan)
+    if "posterior" in plan.estimators:
+        model, fit = group.models[prior], None if start is None else start.fits[index]
+        sample, seconds = _timed(lambda: _sample(group.plan, group.replicates[index], model, fit))
+        columns = columns | {"posterior": posterior_column(plan, group.truth, sample, seconds)}
+        evidence, kept = sample.evidence, kept_draws(plan, sample.draws)
+        if model.gate.has_temperature:
+            spread[PARAMETER_BLOCKS.index("temperature")] = float(
+                jnp.std(sample.draws.measures.temperature)
+            )
+    distance = np.nan
+    if mle is not None and start is not None:
+        distance = _distance(group.replicates[index], mle.fits[index], start.fits[index])
+    wanted = [columns[estimator] for estimator in plan.estimators]
+    stacked = {name: np.stack([column[name] for column in wanted]) for name in wanted[0]}
+    singles = {name: np.asarray(value) for name, value in evidence._asdict().items()}
+    singles |= {"posterior_sd": spread, "map_mle_distance": np.asarray(distance)}
+    return stacked | singles | kept
 
 
-def _distance(problem: _Problem, mle: Fit, other: Fit) -> float:
+def _sample(plan: Plan, one: _Replicate, model: MoE, start: Fit | None) -> Sample:
+    return draw_posterior(plan, model, one.x, one.y, key=plan.fit_key(one.cell), start=start)
+
+
+def _distance(one: _Replicate, mle: Fit, other: Fit) -> float:
     """‖MAP − MLE‖ in identifiable coordinates of standardised data, without τ on a ray."""
-    gate, x = problem.truth.gate, problem.x
-    scaling = Scaling.from_data(gate, x, problem.y)
-    layout = Layout(gate, problem.cell.n_experts, x.shape[1])
+    layout, scaling = one.problem.layout, one.problem.scaling
     ends = [np.asarray(layout.pack(scaling.standardise(fit.measure))) for fit in (mle, other)]
     difference = ends[0] - ends[1]
-    if gate.ray:
+    if layout.gate.ray:
         difference = np.delete(difference, layout.n_gate - 1)
     return float(np.linalg.norm(difference))
-
-
-def _point_column(problem: _Problem, fit: Fit | EMFit, seconds: float) -> Arrays:
-    measure, n_starts = fit.measure, problem.plan.n_starts + 1
-    objective = np.full(n_starts, np.nan)  # MAP has one start more than MLE
-    objective[: len(fit.starts.objective)] = fit.starts.objective
-    losses, blocks = _judge(problem, measure)
-    return {
-        **{name: np.asarray(result.loss) for name, result in losses.items()},
-        **{f"estimate_{field}": np.asarray(getattr(measure, field)) for field in FIELDS},
-        "block_error": np.asarray(blocks),
-        "status": np.asarray(fit.status.name.lower()),
-        "converged": np.asarray(fit.converged),
-        "seconds": np.asarray(seconds),
-        "log_likelihood": np.asarray(fit.log_likelihood),
-        "n_iterations": np.asarray(float(_n_iterations(fit))),
-        "gradient_norm": np.asarray(fit.gradient_norm),
-        "least_curvature": np.asarray(fit.least_curvature),
-        "start_objective": objective,
-    }
-
-
-def _n_iterations(fit: Fit | EMFit) -> int:
-    """Of the best start."""
-    starts = fit.starts
-    converged = np.array([status.converged for status in starts.status])
-    return int(starts.n_iterations[best_start(starts.objective, converged)])
-
-
-def _posterior_column(problem: _Problem, sample: Sample, seconds: float) -> Arrays:
-    """The radius of each loss and block; the estimates of a point stay NaN."""
-    level, draws, status = problem.plan.level, sample.draws, sample.status
-    losses, blocks = _judge(problem, draws.measures)
-    shapes = jax.tree.map(lambda leaf: leaf.shape[2:], draws.measures)
-    return {
-        **{name: np.asarray(contraction_radius(r.loss, level)) for name, r in losses.items()},
-        **{f"estimate_{field}": np.full(getattr(shapes, field), np.nan) for field in FIELDS},
-        "block_error": _quantile(np.asarray(blocks), level),
-        "status": np.asarray(status.name.lower()),
-        "converged": np.asarray(status.converged),
-        "seconds": np.asarray(seconds),
-        "log_likelihood": np.asarray(np.mean(draws.log_likelihood)),
-        "n_iterations": np.asarray(np.nan),
-        "gradient_norm": np.asarray(np.nan),
-        "least_curvature": np.asarray(np.nan),
-        "start_objective": np.full(problem.plan.n_starts + 1, np.nan),
-    }
-
-
-def _kept_draws(plan: Plan, draws: Draws | Resampled) -> Arrays:
-    """The draws that the plan has stored, ``(chain, draw, ...)``, on the scale of the data."""
-    if not plan.kept_draws:
-        return {}
-    fields = {field: getattr(draws.measures, field) for field in FIELDS}
-    fields["log_likelihood"] = draws.log_likelihood
-    places = plan.kept_places
-    return {f"draw_{name}": np.asarray(values)[:, places] for name, values in fields.items()}
-
-
-def _judge(problem: _Problem, measures: MixingMeasure) -> tuple[dict[str, VoronoiResult], Array]:
-    """The four losses, and block errors at the representative of the normalised loss."""
-    truth = problem.truth
-    results: dict[str, VoronoiResult] = {}
-    for name, (weights, identified) in LOSSES.items():
-        same = name.replace("identified_", "")
-        if identified and not truth.gate.ray:
-            results[name] = results[same]
-        else:
-            results[name] = voronoi(measures, truth, identified=identified, weights=weights)
-    return results, results["normalised_loss"].block_errors
-
-
-def _quantile(blocks: np.ndarray, level: float) -> np.ndarray:
-    """Quantile over ``(chain, draw)``; a kind of cell that few draws have is left out.
-
-    Draws that have no cell of the kind have no such error: the quantile is that of the others, and
-    NaN if these are less than half.
-    """
-    flat = blocks.reshape(-1, *blocks.shape[2:])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # all NaN: the answer is NaN
-        value = np.nanquantile(flat, level, axis=0)
-    return np.where(np.mean(np.isfinite(flat), axis=0) >= 0.5, value, np.nan)

@@ -9,12 +9,12 @@ import math
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from bayesmoe.diagnostics.posterior import LIBRARIES
-from bayesmoe.study.executors import Executor, Model, Outcome, Waiting, WorkerError
+from bayesmoe.study.executors import Attempt, Executor, Model, Outcome, Waiting, WorkerError
 from bayesmoe.study.plan import Cell
 
 _LOG = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ def _difference(
 
 def _on_cluster(
     client: Any,
-    attempt: Callable[[Cell], Outcome],
+    attempt: Attempt,
     cells: Collection[Cell],
     stop: threading.Event,
 ) -> Generator[Outcome, None, None]:
@@ -111,8 +111,9 @@ def _on_cluster(
     def fill(own: Model | None) -> None:
         room = max(1, n_threads()) - len(under_way)
         for _ in range(room):
-            if stop.is_set() or (cell := waiting.take(own)) is None:
+            if stop.is_set() or not (some := waiting.take(own)):
                 return
+            (cell,) = some
             future = client.submit(task, cell, key=f"{cell} {uuid.uuid4()}", retries=_RETRIES)
             under_way[future] = cell
             finished.add(future)
@@ -146,13 +147,12 @@ class _Threads:
         return self._known
 
 
-def _attempt(
-    versions: Mapping[str, str | None], attempt: Callable[[Cell], Outcome], cell: Cell
-) -> Outcome:
+def _attempt(versions: Mapping[str, str | None], attempt: Attempt, cell: Cell) -> Outcome:
     """Compute a cell on a worker, which may have joined after the others were checked."""
     if difference := _difference(versions, _versions(), "that took a cell"):
         raise WorkerError(difference)
-    return attempt(cell)
+    (outcome,) = attempt([cell])
+    return outcome
 
 
 def _outcome(cell: Cell, result: Any) -> Outcome:

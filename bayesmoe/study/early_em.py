@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from bayesmoe.inference.em import fit_em
+from bayesmoe.inference.em import run_em
 from bayesmoe.inference.outcome import Status
 
 #: the name of the estimator in plans and stores
@@ -24,7 +24,7 @@ EM = "em"
 #: the published rule: a relative change of the log-likelihood, and a number of steps
 TOLERANCE, MAX_STEPS = 1e-6, 2000
 
-fit_early_em = partial(fit_em, tolerance=TOLERANCE, max_iterations=MAX_STEPS)
+run_early_em = partial(run_em, tolerance=TOLERANCE, max_iterations=MAX_STEPS)
 
 #: ends of EM short of a maximum: by the relative change, and by the number of steps
 SHORT = (Status.STOPPED_EARLY.name.lower(), Status.MAX_ITERATIONS.name.lower())

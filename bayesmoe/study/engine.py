@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from bayesmoe.study.cell import compute_cell
+from bayesmoe.study.cell import compute_cell, compute_cells
 from bayesmoe.study.executors import Executor, Outcome, in_threads
 from bayesmoe.study.plan import Cell, Plan
 from bayesmoe.study.programs import bound_compiled_programs
@@ -20,10 +21,23 @@ from bayesmoe.study.store import Store
 
 Observer = Callable[[Cell], None]
 
+_LOG = logging.getLogger(__name__)
 _ATTEMPTS = 2
 
 
-def attempt_cell(plan: Plan, cell: Cell) -> Outcome:
+def attempt_cells(plan: Plan, cells: Sequence[Cell]) -> list[Outcome]:
+    """Compute cells of one model and size together; if that fails, one by one."""
+    if len(cells) > 1:
+        try:
+            arrays = compute_cells(plan, cells)
+            bound_compiled_programs()
+            return [Outcome(*pair) for pair in zip(cells, arrays, strict=True)]
+        except Exception as error:
+            _LOG.warning("%d cells are computed one by one, for together: %s", len(cells), error)
+    return [_attempt_cell(plan, cell) for cell in cells]
+
+
+def _attempt_cell(plan: Plan, cell: Cell) -> Outcome:
     """Compute a cell; an exception is tried once more, and then part of the outcome."""
     failure = ""
     for _ in range(_ATTEMPTS):
@@ -70,7 +84,7 @@ def run_study(
     """
     finished = store.finished()
     missing = [cell for cell in plan.cells() if cell not in finished]
-    left, attempt = len(missing), functools.partial(attempt_cell, plan)
+    left, attempt = len(missing), functools.partial(attempt_cells, plan)
     outcomes = (execute or in_threads)(attempt, missing, stop or threading.Event())
     with contextlib.closing(outcomes):
         for outcome in outcomes:

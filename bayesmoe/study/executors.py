@@ -1,4 +1,9 @@
-"""Executors turn cells into outcomes, anywhere and in any order; this one does it in threads."""
+"""Executors turn cells into outcomes, anywhere and in any order; this one does it in threads.
+
+On an accelerator threads take `TOGETHER` cells at a time if they are alike and small. On a CPU that
+takes as long or longer (``python -m benchmarks engine``): a data set whose starts have all arrived
+goes on being computed until the last of the others has.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +15,14 @@ from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
-from bayesmoe.study.cell import Arrays
+from bayesmoe.core.device import TOGETHER, on_accelerator
+from bayesmoe.core.observations import CHUNK, SMALLEST_CAPACITY
+from bayesmoe.study.columns import Arrays
 from bayesmoe.study.plan import Cell
 
 Model = tuple[str, str, int]
+
+_SMALL = CHUNK * SMALLEST_CAPACITY  # observations: they have storages of one shape
 
 
 class WorkerError(RuntimeError):
@@ -28,15 +37,17 @@ class Outcome(NamedTuple):
     failure: str | None = None
 
 
+#: gives the outcomes of cells of one model and size; can be pickled, and raises nothing
+Attempt = Callable[[Sequence[Cell]], list[Outcome]]
+
+
 class Executor(Protocol):
     """Computes cells in some kind of workers."""
 
     def __call__(
-        self, attempt: Callable[[Cell], Outcome], cells: Collection[Cell], stop: threading.Event
+        self, attempt: Attempt, cells: Collection[Cell], stop: threading.Event
     ) -> Generator[Outcome, None, None]:
         """The outcome of every cell as it comes; once ``stop`` is set, only of those begun.
-
-        ``attempt`` can be pickled, and raises nothing.
 
         Raises
         ------
@@ -47,7 +58,7 @@ class Executor(Protocol):
 
 
 def in_threads(
-    attempt: Callable[[Cell], Outcome],
+    attempt: Attempt,
     cells: Collection[Cell],
     stop: threading.Event,
     n_threads: int | None = None,
@@ -56,28 +67,35 @@ def in_threads(
 
     Threads share compiled programs.
     """
-    return share_out(cells, stop, [attempt] * (n_threads or os.cpu_count() or 1))
+    return share_out(cells, stop, [attempt] * (n_threads or os.cpu_count() or 1), _n_together)
+
+
+def _n_together(cell: Cell) -> int:
+    """How many cells like this one are computed together."""
+    return TOGETHER if on_accelerator() and cell.n <= _SMALL else 1
 
 
 def share_out(
-    cells: Collection[Cell], stop: threading.Event, workers: Sequence[Callable[[Cell], Outcome]]
+    cells: Collection[Cell],
+    stop: threading.Event,
+    workers: Sequence[Attempt],
+    n_together: Callable[[Cell], int] = lambda cell: 1,
 ) -> Generator[Outcome, None, None]:
-    """Outcomes from workers, each of which is called in a thread of its own, cell after cell.
+    """Outcomes from workers, each of which is called in a thread of its own, again and again.
 
     The cells of one model follow each other in one worker, so that each program is compiled once; a
     worker without a model of its own helps with another's cells.
     """
-    waiting, done = Waiting(cells), queue.SimpleQueue[Outcome | None]()
+    waiting, done = Waiting(cells, n_together), queue.SimpleQueue[Outcome | None]()
     given_up = threading.Event()
 
-    def work(worker: Callable[[Cell], Outcome]) -> None:
+    def work(worker: Attempt) -> None:
         own: Model | None = None
         try:
-            while (
-                not (stop.is_set() or given_up.is_set()) and (cell := waiting.take(own)) is not None
-            ):
-                own = cell[:3]
-                done.put(worker(cell))
+            while not (stop.is_set() or given_up.is_set()) and (some := waiting.take(own)):
+                own = some[0][:3]
+                for outcome in worker(some):
+                    done.put(outcome)
         except BaseException:
             given_up.set()
             raise
@@ -101,10 +119,20 @@ def share_out(
 
 
 class Waiting:
-    """Cells to be computed, grouped by model; thread-safe."""
+    """Cells to be computed, grouped by model; thread-safe.
 
-    def __init__(self, cells: Iterable[Cell]) -> None:
-        self._lock = threading.Lock()
+    Parameters
+    ----------
+    cells
+        The cells, those of one size next to each other.
+    n_together
+        How many like a cell are taken at a time.
+    """
+
+    def __init__(
+        self, cells: Iterable[Cell], n_together: Callable[[Cell], int] = lambda cell: 1
+    ) -> None:
+        self._lock, self._n_together = threading.Lock(), n_together
         self._groups: dict[Model, collections.deque[Cell]] = {}
         for cell in cells:
             self._groups.setdefault(cell[:3], collections.deque()).append(cell)
@@ -113,8 +141,11 @@ class Waiting:
         }
         self._unclaimed = sorted(self._groups, key=self._cost.__getitem__)
 
-    def take(self, own: Model | None) -> Cell | None:
-        """The next cell: of the worker's own model, of an unclaimed one, or of the fullest."""
+    def take(self, own: Model | None) -> list[Cell]:
+        """The next cells of one size, of the worker's own model, an unclaimed one or the fullest.
+
+        Nothing if none is left.
+        """
         with self._lock:
             if own is not None and self._groups[own]:
                 return self._pop(own)
@@ -122,9 +153,12 @@ class Waiting:
                 if self._groups[claimed := self._unclaimed.pop()]:
                     return self._pop(claimed)
             left = [model for model, group in self._groups.items() if group]
-            return self._pop(max(left, key=self._cost.__getitem__)) if left else None
+            return self._pop(max(left, key=self._cost.__getitem__)) if left else []
 
-    def _pop(self, model: Model) -> Cell:
-        cell = self._groups[model].pop()
-        self._cost[model] -= cell.cost
-        return cell
+    def _pop(self, model: Model) -> list[Cell]:
+        group = self._groups[model]
+        some = [group.pop()]
+        while len(some) < self._n_together(some[0]) and group and group[-1].n == some[0].n:
+            some.append(group.pop())
+        self._cost[model] -= sum(cell.cost for cell in some)
+        return some

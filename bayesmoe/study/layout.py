@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from bayesmoe.core.gate import PARAMETER_BLOCKS
-from bayesmoe.study.cell import LOSSES
+from bayesmoe.study.columns import LOSSES
 from bayesmoe.study.expected import QUANTITIES
 from bayesmoe.study.plan import Cell, Plan
 from bayesmoe.study.scenario import scenario

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from bayesmoe.study.cell import Arrays
 from bayesmoe.study.chunks import digest
+from bayesmoe.study.columns import Arrays
 from bayesmoe.study.extension import ExtensionError, union
 from bayesmoe.study.plan import Cell
 from bayesmoe.study.store import Store

@@ -7,11 +7,11 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Collection, Generator, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 
-from bayesmoe.study.executors import Outcome, WorkerError, share_out
+from bayesmoe.study.executors import Attempt, Outcome, WorkerError, share_out
 from bayesmoe.study.plan import Cell
 
 _LIVES = 2  # workers that a cell may cost
@@ -19,7 +19,7 @@ _SPAWN = multiprocessing.get_context("spawn")  # a fork would inherit locks of J
 
 
 def in_processes(
-    attempt: Callable[[Cell], Outcome],
+    attempt: Attempt,
     cells: Collection[Cell],
     stop: threading.Event,
     n_workers: int,
@@ -41,18 +41,21 @@ def in_processes(
 class _Worker:
     """A process that computes one cell at a time; it is started when first needed."""
 
-    def __init__(self, attempt: Callable[[Cell], Outcome], n_cores: int) -> None:
+    def __init__(self, attempt: Attempt, n_cores: int) -> None:
         self._attempt, self._n_cores = attempt, n_cores
         self._running: tuple[multiprocessing.process.BaseProcess, Connection] | None = None
 
-    def __call__(self, cell: Cell) -> Outcome:
+    def __call__(self, cells: Sequence[Cell]) -> list[Outcome]:
+        return [self._compute(cell) for cell in cells]
+
+    def _compute(self, cell: Cell) -> Outcome:
         deaths: list[str] = []
         while len(deaths) < _LIVES:
             process, connection = self._running or self._start()
             try:
-                connection.send(cell)
-                outcome: Outcome = connection.recv()
-                return outcome
+                connection.send([cell])
+                outcomes: list[Outcome] = connection.recv()
+                return outcomes[0]
             except (EOFError, OSError):  # the other end of the pipe is gone
                 self.close()
                 deaths.append(_cause(process.exitcode))
@@ -103,8 +106,8 @@ def _cause(exit_code: int | None) -> str:
     return f"ended with exit code {exit_code}"
 
 
-def _serve(connection: Connection, attempt: Callable[[Cell], Outcome], n_cores: int) -> None:
-    """The life of a worker: say that it is there, then give the outcome of each cell it is sent."""
+def _serve(connection: Connection, attempt: Attempt, n_cores: int) -> None:
+    """The life of a worker: say that it is there, then give the outcomes of cells it is sent."""
     os.environ["NPROC"] = str(n_cores)  # of which JAX makes threads with its first array
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, BrokenPipeError):  # the parent needs it no longer

@@ -11,7 +11,7 @@ import pandas as pd
 import xarray as xr
 
 from bayesmoe.core.gate import NO_RATE, PARAMETER_BLOCKS, Gate, Rate
-from bayesmoe.study.cell import LOSSES
+from bayesmoe.study.columns import LOSSES
 from bayesmoe.study.early_em import used
 from bayesmoe.study.expected import expected_rate
 from bayesmoe.study.layout import CELL_AXES

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from bayesmoe.study.cell import Arrays
 from bayesmoe.study.chunks import decode, digest
+from bayesmoe.study.columns import Arrays
 from bayesmoe.study.layout import CELL_AXES, RECORDS, Layout, Variable
 from bayesmoe.study.plan import Cell, Plan, PlanError, parse_plan
 from bayesmoe.study.skeleton import FORMAT, ROOT

@@ -1,0 +1,127 @@
+"""Where starts end: each climbs by Newton's method, in turn or many at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from bayesmoe.core.compilation import jit_by_gate
+from bayesmoe.core.device import TOGETHER, each
+from bayesmoe.core.layout import Layout
+from bayesmoe.core.measure import MixingMeasure
+from bayesmoe.core.observations import Data
+from bayesmoe.core.priors import Prior
+from bayesmoe.inference import newton
+from bayesmoe.inference.cold_limit import can_run_cold
+from bayesmoe.inference.outcome import Status, describe, judge, row
+from bayesmoe.inference.problem import Problem, mean_objective
+
+#: heights of one maximum agree to this, relative
+ALIKE = 1e-9
+
+
+def climb(problem: Problem, prior: Prior | None) -> newton.Optimum:
+    """Where all starts of a problem end."""
+    if problem.sample is not None:
+        return _climb_by_sample(problem, prior, problem.sample)
+    return _climb(problem, prior, problem.data, np.ones(len(problem.starts), bool))
+
+
+def climb_together(problems: Sequence[Problem], prior: Prior | None) -> Iterator[newton.Optimum]:
+    """Where all starts of each problem end; problems of one layout, storage and number of starts.
+
+    A program serves batches of `TOGETHER`: where there are fewer, the last one fills the rest.
+    """
+    layout = problems[0].layout
+    for first in range(0, len(problems), TOGETHER):
+        batch = problems[first : first + TOGETHER]
+        padded = [*batch, *[batch[-1]] * (TOGETHER - len(batch))]
+        data, starts, lower = jax.tree.map(
+            lambda *leaves: jnp.stack(leaves), *((p.data, p.starts, p.lower) for p in padded)
+        )
+        wanted = jnp.arange(TOGETHER) < len(batch)
+        optima = jax.device_get(_maximise_together(layout, prior, data, starts, wanted, lower))
+        yield from (row(optima, i) for i in range(len(batch)))
+
+
+def _climb_by_sample(problem: Problem, prior: Prior | None, sample: Data) -> newton.Optimum:
+    """Where starts end that climb on a sample first; those given, on all observations alone.
+
+    A start that finds no maximum on the sample begins anew on all, from where it began.
+    """
+    agnostic = np.arange(len(problem.starts)) >= len(problem.starts) - problem.n_agnostic
+    approach = _climb(problem, prior, sample, agnostic)
+    statuses = described(problem, prior, sample, approach)[2]
+    settled = agnostic & [status.converged for status in statuses]
+    starts = np.where(settled[:, None], approach.coordinates, problem.starts)
+    first = _first_alike(np.where(settled, approach.value, np.nan), problem.layout.gate.ray)
+    alone = first == np.arange(len(first))
+    optima = _climb(problem._replace(starts=jnp.asarray(starts)), prior, problem.data, alone)
+    optima = jax.tree.map(lambda leaf: leaf[first], optima)
+    used = np.where(agnostic, approach.n_iterations, 0) + optima.n_iterations
+    return optima._replace(n_iterations=used)
+
+
+def _climb(problem: Problem, prior: Prior | None, data: Data, wanted: np.ndarray) -> newton.Optimum:
+    """Where the wanted starts end on these data; the others stay."""
+    optima = _maximise(
+        problem.layout, prior, data, problem.starts, jnp.asarray(wanted), problem.lower
+    )
+    return jax.device_get(optima)
+
+
+def _first_alike(values: np.ndarray, on_ray: bool) -> np.ndarray:
+    """For each start the first one that settled at the same height, else itself: ``(S,)``.
+
+    Heights at a maximum agree to rounding, and those of two maxima do not. On a ray the same
+    height says nothing of the place.
+    """
+    if on_ray:
+        return np.arange(len(values))
+    alike = np.abs(values[:, None] - values) <= ALIKE * (1 + np.abs(values))
+    return np.argmax(alike | np.eye(len(values), dtype=bool), axis=1)
+
+
+def described(
+    problem: Problem, prior: Prior | None, data: Data, optima: newton.Optimum, cold: bool = False
+) -> tuple[MixingMeasure, Array, tuple[Status, ...]]:
+    """Measures on the scale of the data, log priors and statuses; ``cold`` as for `judge`."""
+    measures, log_prior, gates = describe(
+        problem.layout, prior, data, problem.scaling, jnp.asarray(optima.coordinates)
+    )
+    gates = jax.device_get(gates)
+    proper = prior is not None and prior.proper
+    rows = range(len(optima.value))
+    at_least = np.zeros(len(rows), bool)  # a temperature that presses on its lower bound
+    if can_run_cold(problem.layout.gate):
+        at_least = np.asarray(optima.at_bound)[:, problem.layout.n_gate - 1]
+    statuses = tuple(
+        judge(row(optima, i), row(gates, i), proper, cold or bool(at_least[i])) for i in rows
+    )
+    return measures, log_prior, statuses
+
+
+@jit_by_gate(lambda layout: layout.gate, static_argnums=(0, 1))
+def _maximise(
+    layout: Layout, prior: Prior | None, data: Data, starts: Array, wanted: Array, lower: Array
+) -> newton.Optimum:
+    evaluate = partial(mean_objective, layout, prior, data)
+    return each(lambda one: newton.maximise(evaluate, one[0], lower, one[1]), (starts, wanted))
+
+
+@jit_by_gate(lambda layout: layout.gate, static_argnums=(0, 1))
+def _maximise_together(
+    layout: Layout, prior: Prior | None, data: Data, starts: Array, wanted: Array, lower: Array
+) -> newton.Optimum:
+    """`_maximise` of many data sets, on the leading axis of all arguments but the static ones."""
+
+    def one(data: Data, starts: Array, wanted: Array, lower: Array) -> newton.Optimum:
+        evaluate = partial(mean_objective, layout, prior, data)
+        return each(lambda start: newton.maximise(evaluate, start, lower, wanted), starts)
+
+    return jax.vmap(one)(data, starts, wanted, lower)
