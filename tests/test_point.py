@@ -18,6 +18,7 @@ from oracles import Floats, Oracle
 import bayesmoe as bm
 from bayesmoe.core.observations import CHUNK
 from bayesmoe.inference import problem
+from bayesmoe.inference.climb import climb
 from bayesmoe.inference.outcome import Status
 from bayesmoe.inference.point import Fit, fit_map, fit_mle
 from bayesmoe.inference.starts import near_truth
@@ -372,6 +373,21 @@ def test_where_starts_agree_there_are_no_more_of_them() -> None:
     likeliest = fit_mle(model("softmax", 3), *outcrop(), key=5)
     assert flat.starts.status == likeliest.starts.status
     np.testing.assert_allclose(flat.log_likelihood, likeliest.log_likelihood, rtol=1e-12)
+
+
+@pytest.mark.parametrize("label", ["softmax", "sigmoid"])
+def test_a_start_ends_where_it_does_whatever_the_threads_and_the_other_starts(label: str) -> None:
+    """Bit for bit: the last of three has no partner."""
+    truth = bm.scenario("lambda", CASE[label].gate(2))
+    x, y = truth.simulate(4, 300)
+    model = bm.moe(truth.gate, 2)
+    whole = problem.prepare(model, x, y, key=1, n_starts=4, starts=None, variance_floor=1e-4)
+    ends = climb(whole, None, 1)
+    fewer = whole._replace(starts=whole.starts[1:], n_agnostic=3)
+    for one, other in zip(
+        jax.tree.leaves(ends), jax.tree.leaves(climb(fewer, None, 3)), strict=True
+    ):
+        np.testing.assert_array_equal(one[1:], other)
 
 
 def test_many_observations_have_twelve_starts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,13 @@
-"""Where starts end: each climbs by Newton's method, in turn or many at once."""
+"""Where starts end: each climbs by Newton's method.
+
+On a CPU the starts are shared out among threads in pairs, so that programs, and all bits, are the
+same for every number of starts and of threads. On an accelerator many climb at once.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import jax
@@ -11,7 +16,7 @@ import numpy as np
 from jax import Array
 
 from bayesmoe.core.compilation import jit_by_gate
-from bayesmoe.core.device import TOGETHER, each
+from bayesmoe.core.device import TOGETHER, each, on_accelerator
 from bayesmoe.core.layout import Layout
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.observations import Data
@@ -24,12 +29,15 @@ from bayesmoe.inference.problem import Problem, mean_objective
 #: heights of one maximum agree to this, relative
 ALIKE = 1e-9
 
+_PAIR = 2  # to call a program takes as long as to evaluate few observations some times
 
-def climb(problem: Problem, prior: Prior | None) -> newton.Optimum:
+
+def climb(problem: Problem, prior: Prior | None, n_threads: int) -> newton.Optimum:
     """Where all starts of a problem end."""
     if problem.sample is not None:
-        return _climb_by_sample(problem, prior, problem.sample)
-    return _climb(problem, prior, problem.data, np.ones(len(problem.starts), bool))
+        return _climb_by_sample(problem, prior, problem.sample, n_threads)
+    every = np.ones(len(problem.starts), bool)
+    return _climb(problem, prior, problem.data, every, n_threads)
 
 
 def climb_together(problems: Sequence[Problem], prior: Prior | None) -> Iterator[newton.Optimum]:
@@ -49,30 +57,43 @@ def climb_together(problems: Sequence[Problem], prior: Prior | None) -> Iterator
         yield from (row(optima, i) for i in range(len(batch)))
 
 
-def _climb_by_sample(problem: Problem, prior: Prior | None, sample: Data) -> newton.Optimum:
+def _climb_by_sample(
+    problem: Problem, prior: Prior | None, sample: Data, n_threads: int
+) -> newton.Optimum:
     """Where starts end that climb on a sample first; those given, on all observations alone.
 
     A start that finds no maximum on the sample begins anew on all, from where it began.
     """
     agnostic = np.arange(len(problem.starts)) >= len(problem.starts) - problem.n_agnostic
-    approach = _climb(problem, prior, sample, agnostic)
+    approach = _climb(problem, prior, sample, agnostic, n_threads)
     statuses = described(problem, prior, sample, approach)[2]
     settled = agnostic & [status.converged for status in statuses]
     starts = np.where(settled[:, None], approach.coordinates, problem.starts)
     first = _first_alike(np.where(settled, approach.value, np.nan), problem.layout.gate.ray)
     alone = first == np.arange(len(first))
-    optima = _climb(problem._replace(starts=jnp.asarray(starts)), prior, problem.data, alone)
+    again = problem._replace(starts=jnp.asarray(starts))
+    optima = _climb(again, prior, problem.data, alone, n_threads)
     optima = jax.tree.map(lambda leaf: leaf[first], optima)
     used = np.where(agnostic, approach.n_iterations, 0) + optima.n_iterations
     return optima._replace(n_iterations=used)
 
 
-def _climb(problem: Problem, prior: Prior | None, data: Data, wanted: np.ndarray) -> newton.Optimum:
+def _climb(
+    problem: Problem, prior: Prior | None, data: Data, wanted: np.ndarray, n_threads: int
+) -> newton.Optimum:
     """Where the wanted starts end on these data; the others stay."""
-    optima = _maximise(
-        problem.layout, prior, data, problem.starts, jnp.asarray(wanted), problem.lower
-    )
-    return jax.device_get(optima)
+    starts, n = np.asarray(problem.starts), len(problem.starts)
+
+    def run(first: int) -> newton.Optimum:
+        some = np.arange(first, first + size) % n  # the last may lack a partner: another stays
+        asked = wanted[some] & (np.arange(first, first + size) < n)
+        optima = _maximise(problem.layout, prior, data, starts[some], asked, problem.lower)
+        return jax.device_get(optima)
+
+    size = n if on_accelerator() else _PAIR
+    with ThreadPoolExecutor(n_threads) as pool:
+        parts = list(pool.map(run, range(0, n, size)))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:n], *parts)
 
 
 def _first_alike(values: np.ndarray, on_ray: bool) -> np.ndarray:

@@ -12,6 +12,7 @@ Both over the set Θ of variances above a floor, without which the likelihood is
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -85,7 +86,7 @@ def fit_mle(
 
     With more than 131 072 observations agnostic starts first climb on a random sample of 16 384 of
     them, and go on from there on all. Starts that settle at the same height on the sample go on as
-    one.
+    one. The starts are shared out among threads, as many as there are cores.
 
     Parameters
     ----------
@@ -147,7 +148,7 @@ def estimate(problems: Sequence[Problem], prior: Prior | None) -> list[Fit]:
     """
     problems = [bounded(problem) for problem in problems]
     together = len(problems) > 1 and on_accelerator() and all(p.sample is None for p in problems)
-    ends = climb_together(problems, prior) if together else (climb(p, prior) for p in problems)
+    ends = climb_together(problems, prior) if together else (climb(p, prior, 1) for p in problems)
     fits = (_assemble(p, prior, optima) for p, optima in zip(problems, ends, strict=True))
     return [_follow(p, prior, fit) for p, fit in zip(problems, fits, strict=True)]
 
@@ -211,7 +212,7 @@ def _better(fit: Fit, other: Fit) -> Fit:
 
 
 def _fit(problem: Problem, prior: Prior | None) -> Fit:
-    return _assemble(problem, prior, climb(problem, prior))
+    return _assemble(problem, prior, climb(problem, prior, os.cpu_count() or 1))
 
 
 def _assemble(
