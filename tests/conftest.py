@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,21 @@ from bayesmoe.core.gate import Gate
 from bayesmoe.models import make_gate
 from bayesmoe.study.programs import bound_compiled_programs
 
+FASTER = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+if importlib.util.find_spec("jax_plugins"):
+    FASTER = ""
+
 
 def _compile_in_half_the_time() -> None:
     """By XLA's older code generation, whose programs run a tenth slower, in one piece.
 
-    Of this process alone: command lines, which are processes of their own, get what users get.
+    Of this process alone: others, as command lines are, get what users get unless given ``FASTER``.
     Notebooks have the same flags by their kernel, ``jupyter/kernels/quick``. Not beside an
     accelerator, whose compiler ends the process at flags that it does not know.
     """
-    if importlib.util.find_spec("jax_plugins"):
+    if not FASTER:
         return
-    faster = ["--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1"]
-    flags = " ".join([os.environ.get("XLA_FLAGS", ""), *faster])
+    flags = " ".join([os.environ.get("XLA_FLAGS", ""), FASTER])
     with pytest.MonkeyPatch.context() as only_here:
         only_here.setenv("XLA_FLAGS", flags)
         jax.devices()  # reads the flags
@@ -44,7 +47,7 @@ _compile_in_half_the_time()
 jax.config.update(
     "jax_compilation_cache_dir", str(Path(__file__).resolve().parents[1] / ".cache" / "jax")
 )
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=20)
@@ -174,7 +177,19 @@ CASE = {case.label: case for case in CASES}
 ONE_PER_GATE = [CASE[label] for label in ("softmax", "top_k_sparse", "dense_to_sparse", "sigmoid")]
 
 
-@pytest.fixture(params=CASES, ids=lambda case: case.label)
+# other activations share the code of these, but each compiles programs of its own
+QUICK = (*ONE_PER_GATE, CASE["relu"])
+
+
+def one_by_one(cases: list[GateCase], quick: Collection[GateCase] = QUICK) -> list[Any]:
+    """As parameters named by their labels, those that are not quick marked slow."""
+    return [
+        pytest.param(case, id=case.label, marks=() if case in quick else pytest.mark.slow)
+        for case in cases
+    ]
+
+
+@pytest.fixture(params=one_by_one(CASES))
 def case(request: pytest.FixtureRequest) -> GateCase:
     """Every gate of `bayesmoe.GATES`, with options."""
     return request.param

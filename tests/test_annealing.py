@@ -85,6 +85,7 @@ def test_the_last_step_is_the_mode_given_the_temperature(label: str) -> None:
     assert -search.fun <= found.log_density[found.best, -1] + 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", LABELS)
 def test_the_path_through_the_temperature_of_map_meets_map(label: str) -> None:
     model, (x, y) = bm.moe(CASE[label].gate(K), K), data(label)
@@ -98,6 +99,7 @@ def test_the_path_through_the_temperature_of_map_meets_map(label: str) -> None:
     assert np.all(annealed(label).log_density <= best.log_density + 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", LABELS)
 def test_entropies_are_those_of_the_gate(label: str) -> None:
     found, (x, _) = annealed(label), data(label)
@@ -110,6 +112,7 @@ def test_entropies_are_those_of_the_gate(label: str) -> None:
     assert np.all((found.n_active >= 1) & (found.n_active <= K))
 
 
+@pytest.mark.slow
 def test_along_a_ray_only_the_prior_holds_the_path_back() -> None:
     """Given τ the prior takes τ²‖η‖²/18 off: without p(τ), the density rises as τ falls."""
     found = annealed("dense_to_sparse")
@@ -147,6 +150,7 @@ def test_what_cannot_be_annealed_is_refused(
         bm.anneal(bm.moe(gate, k, prior), *data("sigmoid"), temperatures=temperatures)
 
 
+@pytest.mark.slow
 def test_the_figure_shows_the_path_that_led_to_the_fit() -> None:
     some = [annealed(label) for label in LABELS]
     lame = dataclasses.replace(some[1], converged=some[1].converged & (np.arange(25) != 7))
@@ -164,6 +168,7 @@ def test_the_figure_shows_the_path_that_led_to_the_fit() -> None:
         annealing_figure([])
 
 
+@pytest.mark.slow
 def test_the_best_path_is_the_one_that_led_to_the_fit() -> None:
     found = annealed("sigmoid")
     starts = dataclasses.replace(found.fit.starts, objective=np.array([-3.0, -1.0, -2.0]))

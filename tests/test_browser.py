@@ -27,6 +27,8 @@ from bayesmoe.report.fit_html import render_fit
 from bayesmoe.report.gallery import Picture, render_gallery
 from bayesmoe.report.html import render_study
 
+pytestmark = pytest.mark.slow
+
 WIDTHS = {"phone": 390, "desktop": 1280}
 PAGES = ("study", "fit", "comparison", "gallery")
 

@@ -85,6 +85,7 @@ def test_modes_are_grouped_ordered_and_weighed() -> None:
     assert "chains 0, 2: not the densest's expert: 2 (mean log density -9" in found[1].text
 
 
+@pytest.mark.slow
 def test_the_prior_may_have_fewer_chains() -> None:
     model = bm.moe("softmax", 3)
     wrong = changed(intercept=[-3.0, 4.0, 1.0])
@@ -95,6 +96,7 @@ def test_the_prior_may_have_fewer_chains() -> None:
     assert chain_modes(model, both) == found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "words"),
     [
@@ -163,6 +165,7 @@ def test_chains_start_in_proportion_to_mass(
     assert modes(weights).allocate(n).tolist() == expected
 
 
+@pytest.mark.slow
 @given(st.lists(st.floats(0.01, 1.0), min_size=1, max_size=6), st.integers(1, 9))
 def test_no_mode_is_off_its_share_by_a_chain(weights: list[float], n: int) -> None:
     counts = np.bincount(modes(weights).allocate(n), minlength=len(weights))

@@ -243,6 +243,7 @@ def test_every_covariate_has_its_groups() -> None:
     assert "in 10 groups of rows, worst where covariate v is in" in check.text
 
 
+@pytest.mark.slow
 def test_few_rows_are_not_looked_at_in_groups() -> None:
     x, y = line()
     tree = bm.sample_laplace(model(), x[:19], y[:19], n_draws=SHAPE[1])
@@ -251,6 +252,7 @@ def test_few_rows_are_not_looked_at_in_groups() -> None:
     assert "19 rows are too few" in check.text
 
 
+@pytest.mark.slow
 def test_rows_that_decide_alone_are_named() -> None:
     x, y = (part.copy() for part in line())
     y[7] += 30

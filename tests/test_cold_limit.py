@@ -46,6 +46,7 @@ def likelihood(fit: Fit, x: Floats, y: Floats) -> float:
     return float(oracle.log_likelihood(oracle.theta(fit.measure), x[:, None], y))
 
 
+@pytest.mark.slow
 def test_a_softmax_limit_is_told() -> None:
     x, y = data(CO2)
     fit, oracle = fitted(CO2), Oracle(CASE["softmax"], 2, 1)
@@ -64,6 +65,7 @@ def test_a_softmax_limit_is_told() -> None:
     assert fit.log_likelihood == pytest.approx(likelihood(fit, x, y), abs=1e-7)
 
 
+@pytest.mark.slow
 def test_a_maximum_at_a_small_temperature_is_found() -> None:
     x, y = data(13)
     fit, oracle = fitted(13), Oracle(CASE["sigmoid"], 2, 1)
@@ -92,6 +94,7 @@ def test_a_maximum_at_a_small_temperature_is_found() -> None:
         assert profile(log_ratio) < fit.log_likelihood - 1e-5
 
 
+@pytest.mark.slow
 def test_a_step_is_separated_and_its_likelihood_true() -> None:
     """Logits beyond 1e16 would swallow the experts' densities, and fake a likelihood of one."""
     x, y = data(ETHANOL)
@@ -115,6 +118,7 @@ def two_lines(x: Floats, y: Floats) -> float:
     return max(line(slice(cut)) + line(slice(cut, None)) for cut in cuts)
 
 
+@pytest.mark.slow
 def test_an_ordinary_fit_is_left_alone() -> None:
     fit = fitted(0)
     assert fit.status is Status.CONVERGED

@@ -69,6 +69,7 @@ def test_on_a_ray_the_information_is_silent_but_on_ratios() -> None:
     )
 
 
+@pytest.mark.slow
 def test_names_of_experts_do_not_matter() -> None:
     truth, model, posterior = tempered()
     swapped = posterior.copy()

@@ -119,7 +119,8 @@ def test_value_gradient_and_hessian_agree_with_autodiff(label: str, d: int, k: i
     np.testing.assert_array_equal(fused.hessian.shape, (layout.size, layout.size))
 
 
-@pytest.mark.parametrize("label", ["softmax", pytest.param("sigmoid", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("label", ["softmax", "sigmoid"])
 def test_gates_not_known_to_be_separable_have_the_same_derivatives(label: str) -> None:
     layout, theta, data = setting(label, 1, 3)
     known = layout.gate

@@ -155,6 +155,7 @@ def test_predictive_draws_from_the_prior() -> None:
             assert scipy.stats.kstest(column, law.cdf).pvalue > 1e-4
 
 
+@pytest.mark.slow
 def test_predictive_simulates_from_given_draws() -> None:
     case = CASE["sigmoid"]
     measure = case.measure(3)

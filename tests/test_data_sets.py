@@ -83,6 +83,7 @@ def test_the_tables_have_the_columns_that_a_comparison_has() -> None:
         assert list(stored(name).columns) == list(shown.columns)
 
 
+@pytest.mark.slow
 def test_a_row_agrees_with_a_fit_made_now() -> None:
     fit = bm.fit_mle(bm.moe("softmax", 2), *read_table("co2", "co2", ["gnp"]))
     row = stored("co2").set_index("model").loc["softmax, k = 2"]

@@ -317,7 +317,7 @@ def test_heights_are_square_roots_where_a_narrow_expert_would_hide_another(
         assert low < 0
 
 
-@pytest.mark.parametrize("d", [2, 8])
+@pytest.mark.parametrize("d", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_texts_fit_and_do_not_overlap(d: int) -> None:
     names = tuple(f"{'covariate ' * 6}{HOSTILE} $x_{j}$" for j in range(d))
     case = CASE["top_k_sparse" if d == 8 else "softmax"]

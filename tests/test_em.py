@@ -96,6 +96,7 @@ def test_nor_under_a_gate_of_ones_own() -> None:
     assert fit.path[-1] - fit.path[0] > 1.0
 
 
+@pytest.mark.slow
 def test_a_top_k_gate_keeps_its_sets_of_experts() -> None:
     case = CASE["top_k_sparse"]
     x, y = mixture_data(case, 3, 2)
@@ -226,6 +227,7 @@ def test_the_published_rule_stops_short_and_says_so(early: EMFit) -> None:
     np.testing.assert_allclose(early.path, late.path[: len(early.path)], rtol=1e-13)
 
 
+@pytest.mark.slow
 def test_the_rule_is_a_relative_change(early: EMFit) -> None:
     relative = np.abs(np.diff(early.path) / early.path[:-1])
     assert early.n_iterations == len(relative)
@@ -250,6 +252,7 @@ def test_the_path_is_whole_although_computed_in_pieces() -> None:
 # --- the edges of Θ and of the data ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", ["softmax", "sigmoid"])
 def test_no_variance_falls_below_its_floor(label: str) -> None:
     x, y = sample(label)
@@ -284,6 +287,7 @@ def test_an_expert_without_responsibility_is_left_as_it_is(label: str) -> None:
     np.testing.assert_allclose(fit.log_likelihood, fewer.log_likelihood, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_rows_that_do_not_vary_leave_a_line_in_part_as_it_is() -> None:
     """An expert that holds one place of x alone has no slope to estimate there."""
     rng = np.random.default_rng(3)
@@ -314,6 +318,7 @@ def test_a_small_gradient_far_from_the_maximum_is_no_convergence() -> None:
     assert fit.status is Status.MAX_ITERATIONS
 
 
+@pytest.mark.slow
 def test_a_start_outside_all_numbers_is_no_estimate() -> None:
     x, y = sample("softmax")
     truth = bm.scenario("lambda", "softmax").measure
@@ -343,6 +348,7 @@ def moved(measure: bm.MixingMeasure) -> bm.MixingMeasure:
     )
 
 
+@pytest.mark.slow
 def test_iterates_follow_the_units_of_the_data() -> None:
     x, y = sample("softmax")
     start = bm.scenario("lambda", "softmax").measure
@@ -356,6 +362,7 @@ def test_iterates_follow_the_units_of_the_data() -> None:
     np.testing.assert_allclose(two.path, one.path - 300 * np.log(3.0), rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_agnostic_starts_do_too() -> None:
     """Where y keeps its unit the rule, too, sees the same path."""
     x, y = sample("softmax")

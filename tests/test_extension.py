@@ -134,6 +134,7 @@ def test_any_other_plan_is_refused_and_nothing_changes(
     assert snapshot(directory) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cut", ["early", "at the root"])
 @pytest.mark.parametrize("then", [PLAN, LARGE, make_plan(sizes=[100, 400, 1000])])
 def test_growth_cut_short_is_done_again_or_given_up(

@@ -100,7 +100,9 @@ def each(draws: MixingMeasure) -> list[MixingMeasure]:
 # --- curves
 
 
-@pytest.fixture(scope="module", params=["softmax", "top_k_sparse"])
+@pytest.fixture(
+    scope="module", params=["softmax", pytest.param("top_k_sparse", marks=pytest.mark.slow)]
+)
 def curve_case(request: pytest.FixtureRequest) -> GateCase:
     """A smooth gate, and one with probabilities of zero."""
     return CASE[request.param]
@@ -153,6 +155,7 @@ def test_means_and_gate_probabilities_are_averages_over_draws(curve_case: GateCa
     assert np.all(curves.mean.low < curves.mean.high)
 
 
+@pytest.mark.slow
 def test_many_draws_are_thinned_evenly_over_all_chains() -> None:
     case = CASE["softmax"]
     draws = make_draws(case, 1, shape=(2, 400))
@@ -279,6 +282,7 @@ def test_experts_have_bands_that_fade_with_the_gate_and_with_their_width(
     assert any(words in text for text in texts(figure))
 
 
+@pytest.mark.slow
 def test_the_band_of_one_expert_is_the_credible_band() -> None:
     analysis = make_fabricated()
     tree = analysis.posterior.isel(expert=[0])
@@ -327,6 +331,7 @@ def test_far_predictions_do_not_squeeze_the_data(analysis: Analysis) -> None:
     assert high - low < 3.5 * np.ptp(y)
 
 
+@pytest.mark.slow
 def test_other_covariates_are_at_their_medians_and_said_to_be() -> None:
     analysis = make_analysis(CASE["softmax"], d=2)
     figure = fit_figure(analysis)

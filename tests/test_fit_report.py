@@ -249,6 +249,7 @@ def test_a_formula_of_several_columns_says_what_is_missing(sound: Analysis) -> N
     assert pairs not in Seen(render_fit(alone, {})).text
 
 
+@pytest.mark.slow
 def test_levels_alone_are_drawn_level_by_level(sound: Analysis) -> None:
     """The first figure has no column of numbers to run along then."""
     sweeps = table_sweeps(sound.table.x)

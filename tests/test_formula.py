@@ -367,6 +367,7 @@ def test_a_missing_package_is_one_sentence(tmp_path: Path, monkeypatch: pytest.M
 # --- fits
 
 
+@pytest.mark.slow
 def test_constant_weights_have_the_published_maximum() -> None:
     frame = pd.read_csv(Path(bm.__file__).parent / "data" / "co2.csv")
     made = bm.design("co2 ~ gnp", frame, gate="~ 1")
@@ -492,6 +493,7 @@ def derived() -> tuple[FitRequest, Analysis]:
     return asked, analysis._replace(axis=axis)
 
 
+@pytest.mark.slow
 def test_the_figure_is_drawn_along_that_column() -> None:
     request, analysis = derived()
     axis = analysis.axis

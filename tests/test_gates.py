@@ -58,7 +58,7 @@ def test_logits_depend_on_their_own_expert_where_declared(case: GateCase) -> Non
     def logits(parameters: GateParameters) -> jax.Array:
         return gate.logits(parameters, jnp.asarray(X.T))
 
-    slopes = jax.jacfwd(logits)(measure.gate)  # (k, n) by (k, d) and by (k,)
+    slopes = jax.jit(jax.jacfwd(logits))(measure.gate)  # (k, n) by (k, d) and by (k,)
     others = ~np.eye(3, dtype=bool)
     np.testing.assert_array_equal(np.moveaxis(slopes.slope, 2, 1)[others], 0)
     np.testing.assert_array_equal(np.moveaxis(slopes.intercept, 2, 1)[others], 0)
@@ -72,7 +72,7 @@ def test_second_derivatives_vanish_where_logits_are_linear(case: GateCase) -> No
         z = gate.logits(gate.from_coordinates(coordinates, 3, 2), jnp.asarray(X.T))
         return jnp.where(jnp.isfinite(z), z, 0.0)
 
-    bend = jax.jacfwd(jax.jacfwd(logits))(theta)
+    bend = jax.jit(jax.jacfwd(jax.jacfwd(logits)))(theta)
     assert gate.linear_in_coordinates == bool(np.abs(bend).max() < 1e-12)
 
 
@@ -247,6 +247,7 @@ def test_gates_are_hashable_and_equal_by_options() -> None:
     assert len({case.gate() for case in CASES} | {case.gate() for case in CASES}) == len(CASES)
 
 
+@pytest.mark.slow
 def test_with_one_active_expert_the_scale_of_the_gate_has_no_rate() -> None:
     """Multiplying β1 and β0 by c changes no density, if one expert is active, and the loss."""
     truth = bm.scenario("weak", "top_k_sparse", top_k=1)

@@ -176,6 +176,7 @@ def check_fits(x: Any, y: Any) -> None:
 gates = st.sampled_from(["softmax", "activation_dense_to_sparse"])
 
 
+@pytest.mark.slow
 @given(malformed())
 @settings(max_examples=15)
 def test_the_regressor_is_right_or_says_what_is_wrong(data: tuple[Any, Any]) -> None:
@@ -217,6 +218,7 @@ def check_finite(values: Floats) -> None:
     assert np.isfinite(values).all()
 
 
+@pytest.mark.slow
 def test_clean_data_are_not_refused() -> None:
     for seed in range(4):
         x, y = clean(seed)
@@ -224,6 +226,7 @@ def test_clean_data_are_not_refused() -> None:
         assert refusal(lambda x=x, y=y: fit_and_predict("softmax", 1e90 * x, 1e-90 * y)) is None
 
 
+@pytest.mark.slow
 @given(
     st.integers(0, 3), st.floats(-60, 60), st.floats(-60, 60), st.floats(-9, 9), st.floats(-9, 9)
 )

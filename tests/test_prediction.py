@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
+import scipy.special
 import scipy.stats
-from conftest import CASE, GateCase
+from conftest import CASE, ONE_PER_GATE, GateCase, one_by_one
 from hypothesis import given
 from hypothesis import strategies as st
 from xarray import DataTree
@@ -28,6 +29,12 @@ from bayesmoe.diagnostics.posterior import DIMS, GROUPS, describe_model
 Floats = np.ndarray
 K, D, S = 3, 2, 5
 LEVELS = np.array([1e-6, 0.05, 0.3, 0.5, 0.77, 0.95, 1 - 1e-6])
+
+
+@pytest.fixture(params=one_by_one(ONE_PER_GATE, (CASE["softmax"], CASE["top_k_sparse"])))
+def gate_case(request: pytest.FixtureRequest) -> GateCase:
+    """Every gate once: a smooth one, one with probabilities of zero, and others."""
+    return request.param
 
 
 def points(n: int = 9) -> tuple[Floats, Floats]:
@@ -108,16 +115,32 @@ def test_one_measure_is_its_conditional_density(gate_case: GateCase) -> None:
     np.testing.assert_allclose(law.responsibilities(x, y), joint / density[:, None], rtol=1e-10)
 
 
-def root(cdf: Callable[[float], float], level: float) -> float:
-    return float(scipy.optimize.brentq(lambda y: cdf(y) - level, -100, 100, xtol=1e-13, rtol=1e-14))
+def cdfs(case: GateCase, measure: bm.MixingMeasure, x: Floats) -> tuple[Floats, Floats, Floats]:
+    """Shares, means and scales of the normal laws at each row, each (n, k)."""
+    laws = case.components(measure, x)
+    return case.probabilities(measure, x), laws.mean(), laws.std()
+
+
+def quantiles(laws: list[tuple[Floats, Floats, Floats]]) -> list[list[float]]:
+    """Those of the average of some mixtures, row by row."""
+    shares, means, scales = (np.concatenate(parts, axis=1) for parts in zip(*laws, strict=True))
+
+    def excess(y: float, row: int, level: float) -> float:
+        below = scipy.special.ndtr((y - means[row]) / scales[row])
+        return float(shares[row] @ below) / len(laws) - level
+
+    return [
+        [
+            scipy.optimize.brentq(excess, -100, 100, args=(row, level), xtol=1e-13, rtol=1e-14)
+            for level in LEVELS
+        ]
+        for row in range(len(means))
+    ]
 
 
 def test_quantiles_invert_the_cdf(gate_case: GateCase) -> None:
     measure, (x, _) = gate_case.measure(1, K, D), points()
-    expected = [
-        [root(lambda y, row=row: gate_case.cdf(measure, row, [y])[0], q) for q in LEVELS]
-        for row in x[:, None]
-    ]
+    expected = quantiles([cdfs(gate_case, measure, x)])
     found = predictive(gate_case, measure).quantiles(x, LEVELS)
     np.testing.assert_allclose(found, expected, rtol=1e-8)
 
@@ -145,11 +168,7 @@ def test_draws_are_averaged(gate_case: GateCase) -> None:
 
 def test_quantiles_of_draws_are_those_of_the_average(gate_case: GateCase) -> None:
     label, (x, _) = gate_case.label, points(2)
-
-    def cdf(y: float, row: Floats) -> float:
-        return float(average(label, lambda m: gate_case.cdf(m, row, [y]))[0])
-
-    expected = [[root(functools.partial(cdf, row=r), q) for q in LEVELS] for r in x[:, None]]
+    expected = quantiles([cdfs(gate_case, measure, x) for measure in singles(label)])
     found = predictive(gate_case, draws(label)).quantiles(x, LEVELS)
     np.testing.assert_allclose(found, expected, rtol=1e-8)
 

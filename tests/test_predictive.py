@@ -13,11 +13,13 @@ import pytest
 import scipy.stats
 import xarray as xr
 from conftest import CASE
+from fabricated_fit import CENTRE, make_tree, simulate
 from oracles import Oracle
 from xarray import DataTree
 
 import bayesmoe as bm
 from bayesmoe.core.measure import FIELDS
+from bayesmoe.diagnostics.posterior import describe_model
 
 Floats = np.ndarray
 N = 150
@@ -54,9 +56,10 @@ def measures(tree: DataTree, group: str) -> list[bm.MixingMeasure]:
             for i in range(stacked.sizes["sample"])]  # fmt: skip
 
 
-LABELS = ["dense_to_sparse", pytest.param("sigmoid", marks=pytest.mark.slow)]
+LABELS = ["dense_to_sparse", "sigmoid"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", LABELS)
 def test_the_log_prior_is_that_of_the_papers_parameters(label: str) -> None:
     oracle, group = Oracle(CASE[label], 2, 1), extended(label)["log_prior"].to_dataset()
@@ -67,6 +70,7 @@ def test_the_log_prior_is_that_of_the_papers_parameters(label: str) -> None:
     np.testing.assert_allclose(total, expected, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_log_priors_of_blocks_have_their_own_terms() -> None:
     tree = extended("dense_to_sparse")
     log_prior, group = tree["log_prior"].to_dataset(), tree["posterior"].to_dataset()
@@ -86,6 +90,7 @@ def ranks(label: str, drawn: Floats, parameters: list[bm.MixingMeasure]) -> Floa
     return np.array(values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", LABELS)
 @pytest.mark.parametrize("group", ["posterior", "prior"])
 def test_predictions_follow_the_mixture_of_their_draw(label: str, group: str) -> None:
@@ -98,6 +103,7 @@ def test_predictions_follow_the_mixture_of_their_draw(label: str, group: str) ->
     assert scipy.stats.pearsonr(u[:, :-1].ravel(), u[:, 1:].ravel()).pvalue > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", LABELS)
 def test_prior_draws_follow_the_prior(label: str) -> None:
     """Five Kolmogorov-Smirnov tests, each erring once in 10 000."""
@@ -116,6 +122,7 @@ def test_prior_draws_follow_the_prior(label: str) -> None:
         assert scipy.stats.kstest(draws, law.cdf).pvalue > 1e-4
 
 
+@pytest.mark.slow
 def test_the_posterior_is_kept_and_names_are_shared() -> None:
     before, after = posterior("dense_to_sparse"), extended("dense_to_sparse")
     for name, child in before.children.items():
@@ -129,6 +136,7 @@ def test_the_posterior_is_kept_and_names_are_shared() -> None:
                                 again["prior_predictive"].to_dataset())  # fmt: skip
 
 
+@pytest.mark.slow
 def test_power_scaling_finds_the_ray() -> None:
     """No one told ArviZ: the prior moves τ, and no parameter of an expert."""
     summary = arviz_stats.psense_summary(extended("dense_to_sparse"), round_to=6)
@@ -154,7 +162,8 @@ def test_arvizs_plots_take_the_tree_as_it_is() -> None:
 
 
 def test_trees_of_other_models_are_refused() -> None:
-    tree = posterior("dense_to_sparse")
+    tree = make_tree(CENTRE, *simulate(), ("x",))
+    tree.attrs |= describe_model(model("dense_to_sparse"))
     with pytest.raises(ValueError, match="the tree's gate is 'dense_to_sparse', the model's 'soft"):
         bm.sample_predictive(bm.moe("softmax", 2), tree)
     with pytest.raises(ValueError, match="the tree has 2 experts, the model 3"):

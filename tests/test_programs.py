@@ -30,6 +30,7 @@ def _compiled() -> None:
     assert _size() == 1
 
 
+@pytest.mark.slow
 @linux
 def test_a_crowded_process_forgets_its_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(programs, "_SHARE", 0.0)

@@ -438,6 +438,7 @@ def test_over_specified_blocks_draw_shared_and_single_cells(figures: dict[str, F
     assert {"mle shared", "mle single", "posterior shared", "posterior single"} <= labels
 
 
+@pytest.mark.slow
 def test_a_bad_fit_with_a_shared_cell_does_not_turn_an_exact_panel(study: Study) -> None:
     results = study.results.copy(deep=True)
     results["block_error"].loc[{"n_experts": 2, "cell": "shared", "replicate": 3}] = 7.0
@@ -469,6 +470,7 @@ def test_temperature_sd_names_gates_with_slopes(study: Study, figures: dict[str,
         assert estimate(row["slope"], row["low"], row["high"]) in shown
 
 
+@pytest.mark.slow
 def test_many_gates_are_drawn_in_rows_of_panels() -> None:
     names = ["sigmoid", "tanh", "gelu", "silu", "softplus", "relu"]
     gates = [{"name": "activation_dense_to_sparse", "activation": name} for name in names]
@@ -485,6 +487,7 @@ def test_many_gates_are_drawn_in_rows_of_panels() -> None:
 # --- other studies
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("estimators", "names"),
     [
@@ -535,6 +538,7 @@ def test_estimators_that_were_not_run_are_not_mentioned(
     assert table.startswith("Seconds, " + ("MLE / MAP<" if "mle" in estimators else "posterior<"))
 
 
+@pytest.mark.slow
 def test_several_settings_have_their_own_figures_and_answers(
     several: Study, several_figures: dict[str, Figure]
 ) -> None:
@@ -555,6 +559,7 @@ def test_several_settings_have_their_own_figures_and_answers(
     assert table.count('<td data-value="') == 2 * rows, "one MLE serves both priors"
 
 
+@pytest.mark.slow
 def test_figures_of_a_setting_show_its_own_slopes(
     several: Study, several_figures: dict[str, Figure]
 ) -> None:
@@ -583,6 +588,7 @@ def test_one_setting_is_not_named(page: str) -> None:
     assert ">Scenario</button>" not in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("k", "title"), [(1, "under-specified, k = 1"), (4, "over-specified, k = 4")]
 )
@@ -643,11 +649,12 @@ def damaged(study: xr.Dataset, kind: str) -> xr.Dataset:
     return results
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["nothing converged", "not finite", "all missing", "a sample size missing",
-     "one sample size left", "zeros", "two replicates"],
-)  # fmt: skip
+KINDS = ["nothing converged", "not finite", "all missing", "a sample size missing"]
+KINDS += ["one sample size left", "zeros", "two replicates"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
 def test_incomplete_studies_are_drawn(study: Study, kind: str) -> None:
     small = study.results.isel(gate=[0, 1], n_experts=[1], replicate=slice(0, 4))
     plan = make_plan(gates=GATES[:2], n_experts=[3])
@@ -667,6 +674,7 @@ def test_incomplete_studies_are_drawn(study: Study, kind: str) -> None:
 # --- EM that stops early
 
 
+@pytest.mark.slow
 def test_em_stands_beside_the_others_with_the_fits_that_its_rule_ended(early: Study) -> None:
     drawn = report.study_figures(early.results, early.slopes)
     cell = early.one.sel(gate=SOFTMAX, n_experts=3, estimator="em")
@@ -690,6 +698,7 @@ def test_em_stands_beside_the_others_with_the_fits_that_its_rule_ended(early: St
         assert_texts_are_apart(figure)
 
 
+@pytest.mark.slow
 def test_the_report_says_where_em_stopped(early: Study) -> None:
     page = render_study(early.results, early.slopes, early.counts, {})
     status = early.results["status"].sel(estimator="em").to_numpy()

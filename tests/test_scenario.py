@@ -15,7 +15,10 @@ import bayesmoe as bm
 from bayesmoe.study.scenario import SCENARIOS
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize(
+    "name",
+    ["lambda", *(pytest.param(n, marks=pytest.mark.slow) for n in SCENARIOS if n != "lambda")],
+)
 def test_simulated_pairs_follow_the_density(gate_case: GateCase, name: str) -> None:
     """Uniform x and uniform PIT; each of the tests errs with probability 1e-5."""
     case = gate_case

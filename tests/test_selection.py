@@ -189,7 +189,7 @@ def test_scores_are_those_of_the_formula() -> None:
 def test_coordinates_are_those_of_the_free_parameters(one: Restricted) -> None:
     layout = one.model.layout(D)
     theta = np.random.default_rng(4).uniform(-1, 1, layout.size)
-    measure, want = layout.unpack(theta), one.measure(theta)
+    measure, want = jax.jit(lambda theta: (layout.unpack(theta), one.measure(theta)))(theta)
     for field in FIELDS:
         np.testing.assert_allclose(getattr(measure, field), getattr(want, field), rtol=1e-14)
     np.testing.assert_allclose(layout.pack(measure), theta, rtol=1e-12, atol=1e-14)
@@ -263,6 +263,7 @@ def test_prior_program_and_target_have_the_free_parameters_alone(one: Restricted
     np.testing.assert_allclose(got, want, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_bounded_priors_bound_the_free_parameters() -> None:
     one = RESTRICTED[3]
     model = bm.moe("dense_to_sparse", 3, "compact", gate_covariates=(1,), expert_covariates=())
@@ -509,6 +510,7 @@ def test_predictive_draws_and_checks_of_a_restricted_posterior(one_expert: Any) 
             bm.check_posterior(wrong, tree)
 
 
+@pytest.mark.slow
 def test_the_density_of_a_temperature_counts_the_gates_covariates() -> None:
     """p(τ | η) ∝ p(τ) p(β1 = τη1) p(β0 = τη0) τ^2: one covariate of three, and an intercept."""
     model = bm.moe("dense_to_sparse", 2, gate_covariates=(1,))
@@ -741,6 +743,7 @@ class Centres(Softmax):
         return parameters.intercept[:, None] - distance / 2
 
 
+@pytest.mark.slow
 def test_gates_of_ones_own_leave_out_what_they_can() -> None:
     with pytest.raises(ValueError, match="norm gate depends on covariates whose slopes are zero"):
         bm.moe(Norm(), 2, gate_covariates=(0,))

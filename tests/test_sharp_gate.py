@@ -56,9 +56,15 @@ def best_segmentation(x: np.ndarray, y: np.ndarray, k: int) -> float:
     return max(sum(spans.get(pair, -np.inf) for pair in itertools.pairwise(ends)) for ends in cuts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(
-    ("name", "n", "k"), [("lambda", 120, 2), ("weak", 60, 2), ("three", 60, 3)]
+    ("name", "n", "k"),
+    [
+        ("lambda", 120, 2),
+        ("weak", 60, 2),
+        ("three", 60, 3),
+    ],
 )
 def test_the_mle_is_the_best_segmentation(name: str, n: int, k: int, seed: int) -> None:
     """In one covariate the experts of the largest logits own neighbouring intervals, in any order.
@@ -72,6 +78,7 @@ def test_the_mle_is_the_best_segmentation(name: str, n: int, k: int, seed: int) 
     assert fit.log_likelihood >= best_segmentation(x[:, 0], y, k) - 1e-6
 
 
+@pytest.mark.slow
 def test_the_mle_of_many_rows_is_where_the_truth_leads() -> None:
     case = GateCase("top_1", "top_k_sparse", {"top_k": 1})
     scenario = bm.scenario("lambda", case.gate())

@@ -324,9 +324,18 @@ DAMAGES = {
 }
 
 
+STRINGS = [("status", "missing"), ("status", "flipped")]
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [*itertools.product(["loss", "digest"], DAMAGES), ("status", "missing"), ("status", "flipped")],
+    [
+        *itertools.product(["loss"], DAMAGES),
+        *(
+            pytest.param(*pair, marks=pytest.mark.slow)
+            for pair in (*itertools.product(["digest"], DAMAGES), *STRINGS)
+        ),
+    ],
 )
 def test_damage_is_named_and_mended(directory: Path, name: str, kind: str) -> None:
     (path,) = (directory / "results.zarr" / name).glob("c.0.0.0.0.1*")

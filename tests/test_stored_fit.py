@@ -33,6 +33,14 @@ def stored() -> StoredFit:
 
 
 @pytest.fixture(scope="module")
+def saved(stored: StoredFit, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The two files of a fit, without its report."""
+    out = tmp_path_factory.mktemp("saved")
+    save_fit(out, *stored)
+    return out
+
+
+@pytest.fixture(scope="module")
 def written(stored: StoredFit, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a fit leaves; to be copied before it is changed."""
     out = tmp_path_factory.mktemp("fit") / "out"
@@ -78,16 +86,17 @@ def test_a_fit_is_opened_again_bit_for_bit(stored: StoredFit, tmp_path: Path) ->
     assert dict(before.posterior.attrs) == dict(after.posterior.attrs)
 
 
-def test_an_opened_fit_needs_its_files_no_more(written: Path, tmp_path: Path) -> None:
+def test_an_opened_fit_needs_its_files_no_more(saved: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    shutil.copytree(written, out)
+    shutil.copytree(saved, out)
     opened = load_fit(out).analysis.posterior
     shutil.rmtree(out)
-    with xr.open_datatree(written / "posterior.nc") as kept:
+    with xr.open_datatree(saved / "posterior.nc") as kept:
         for node in opened.subtree:
             xr.testing.assert_identical(node.to_dataset(), kept[node.path].to_dataset())
 
 
+@pytest.mark.slow
 def test_the_report_is_written_anew_as_it_was(written: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(written, out)
@@ -133,9 +142,9 @@ def spoil(directory: Path, how: str) -> None:
         ("other format", "was not written by this version of bayesmoe; fit again"),
     ],
 )
-def test_a_damaged_fit_is_one_line(written: Path, tmp_path: Path, how: str, words: str) -> None:
+def test_a_damaged_fit_is_one_line(saved: Path, tmp_path: Path, how: str, words: str) -> None:
     for name in ("fits.nc", "posterior.nc"):
-        shutil.copy(written / name, tmp_path)
+        shutil.copy(saved / name, tmp_path)
     spoil(tmp_path, how)
     before = sorted(path.name for path in tmp_path.iterdir())
     result = CliRunner().invoke(app, ["report", str(tmp_path)])

@@ -94,6 +94,9 @@ DATA: dict[str, Callable[[np.random.Generator], tuple[Floats, Floats]]] = {
 }
 
 
+QUICK = ("separated", "two distinct x", "huge x", "shifted", "exact lines")
+
+
 def search(oracle: Oracle, x: Floats, y: Floats, fit: bm.Fit) -> float:
     """By how much SciPy can raise the NumPy log-likelihood from an estimate, within Θ."""
     start = oracle.to_unconstrained(oracle.theta(fit.measure))
@@ -117,7 +120,10 @@ def search(oracle: Oracle, x: Floats, y: Floats, fit: bm.Fit) -> float:
     return here - min(found)
 
 
-@pytest.mark.parametrize("name", DATA)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in DATA],
+)
 def test_the_status_is_true(name: str) -> None:
     x, y = DATA[name](np.random.default_rng(3))
     model, oracle = bm.moe("softmax", 2), Oracle(CASE["softmax"], 2, 1)
@@ -144,6 +150,7 @@ def test_the_status_is_true(name: str) -> None:
         assert values[1] <= values[2] + 1e-6
 
 
+@pytest.mark.slow
 def test_the_cases_reach_the_statuses_that_need_care() -> None:
     """A test of statuses proves nothing about those that never come up."""
     model, seen = bm.moe("softmax", 2), set()

@@ -133,6 +133,7 @@ def test_the_errors_of_a_map_include_its_prior(label: str) -> None:
     assert got.undetermined.shape == (0, len(theta))
 
 
+@pytest.mark.slow
 def test_a_map_on_the_scale_of_the_data() -> None:
     """The prior is stated for standardised data: other units change the errors' units alone."""
     x, y = standard_sample("weak", "softmax")
@@ -147,6 +148,7 @@ def test_a_map_on_the_scale_of_the_data() -> None:
     np.testing.assert_allclose(theta(given.measure), factors * theta(unit.measure), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("d", [1, 3])
 def test_one_expert_is_least_squares(d: int) -> None:
     rng = np.random.default_rng(d)
@@ -530,6 +532,7 @@ def test_the_map_under_another_prior_is_refused() -> None:
         standard_errors(model("softmax", prior="compact"), fit, x, y)
 
 
+@pytest.mark.slow
 def test_under_the_flat_prior_the_errors_are_those_of_the_mle() -> None:
     x, y = sample("weak", "dense_to_sparse")
     truth = bm.scenario("weak", "dense_to_sparse").measure

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 import xarray as xr
-from conftest import CASE, CASES, GateCase
+from conftest import CASE, CASES, QUICK, GateCase, one_by_one
 
 import bayesmoe as bm
 from bayesmoe.core.gate import Gate
@@ -210,8 +210,10 @@ def check_against_brute_force(case: GateCase, k: int, n_true: int, d: int, far: 
 
 @pytest.mark.parametrize(
     "case",
-    [CASE["softmax"], TOP_1, CASE["dense_to_sparse"], CASE["gelu"], CASE["relu"]],
-    **BY_LABEL,
+    one_by_one(
+        [CASE["softmax"], TOP_1, CASE["dense_to_sparse"], CASE["gelu"], CASE["relu"]],
+        (CASE["softmax"], TOP_1, CASE["relu"]),
+    ),
 )
 def test_the_loss_is_the_infimum_of_the_definition(case: GateCase) -> None:
     check_against_brute_force(case, 3, 2, 1, far=False)
@@ -234,6 +236,7 @@ def test_the_loss_is_the_infimum_for_all_sizes(
     check_against_brute_force(case, k, n_true, d, far)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "k", "n_true"),
     [(CASE["dense_to_sparse"], 1, 2), (CASE["relu"], 1, 2), (CASE["softmax"], 2, 3)],
@@ -329,6 +332,7 @@ def least_on_a_grid(case: GateCase, measure: bm.MixingMeasure, truth: Truth) -> 
     return float(np.min(definition(case, measure, truth, "probability", case.ray, moves)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("label", "k", "n_true"),
     [("dense_to_sparse", k, n_true) for k, n_true in [(2, 2), (3, 2), (3, 3)]] + [("relu", 4, 3)],
@@ -361,6 +365,7 @@ def four_atoms(*blocks: list[float], temperature: float) -> bm.MixingMeasure:
     return bm.MixingMeasure(slope[:, None], intercept, temperature, expert_slope[:, None], *others)
 
 
+@pytest.mark.slow
 def test_a_minimum_near_one_is_precise_where_no_better_loss_is_known_than_1e13() -> None:
     """At the best W > 0; the infimum known before is that of W -> 0."""
     case = CASE["dense_to_sparse"]
@@ -414,7 +419,7 @@ def test_weights_may_vanish_where_a_translation_fills_every_cell() -> None:
     assert not found.empty_cell
 
 
-@pytest.mark.parametrize("case", [*CASES, TOP_1], **BY_LABEL)
+@pytest.mark.parametrize("case", one_by_one([*CASES, TOP_1], (*QUICK, TOP_1)))
 def test_exact_cells_by_hand(case: GateCase) -> None:
     """2 (0.1 + 0.01 + 0.02) and 0.03 + 0.04; a top-1 gate has the costlier of the two cells."""
     measure, truth = pair(
@@ -424,7 +429,7 @@ def test_exact_cells_by_hand(case: GateCase) -> None:
     assert float(voronoi_loss(measure, truth)) == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("case", CASES, **BY_LABEL)
+@pytest.mark.parametrize("case", one_by_one(CASES))
 def test_gate_slope_by_hand(case: GateCase) -> None:
     """One slope off by 0.2: a translation moves the lighter atom instead, where there is one."""
     measure, truth = pair(case, gate_slope=[[0.2], [0.0]])
@@ -550,7 +555,7 @@ def test_the_loss_is_zero_over_the_gauge(
         assert np.max(voronoi_loss(moved, truth, weights="probability")) <= 1e-10
 
 
-@pytest.mark.parametrize("case", FLIPS, **BY_LABEL)
+@pytest.mark.parametrize("case", one_by_one(FLIPS))
 @pytest.mark.parametrize("labels", [[0, 1], [0, 1, 1], [0, 1, 0]])
 def test_the_loss_is_zero_over_flips(
     case: GateCase, rng: np.random.Generator, labels: list[int]
@@ -573,7 +578,7 @@ def test_other_activations_have_no_flip(label: str) -> None:
 
 
 @pytest.mark.parametrize("kind", WEIGHTS)
-@pytest.mark.parametrize("case", RAYS, **BY_LABEL)
+@pytest.mark.parametrize("case", one_by_one(RAYS))
 def test_a_ray_has_a_loss_and_no_identified_loss(case: GateCase, kind: str) -> None:
     measure = case.measure(8, 3, 2)
     truth, parts = make_truth(case, measure), arrays(measure)
