@@ -64,6 +64,7 @@ def exact() -> dict[str, Floats]:
     }
 
 
+@pytest.mark.slow
 def test_one_expert_has_the_posterior_of_a_regression() -> None:
     """To five standard errors, skewness and heavy tails of the variance included."""
     group = one_expert()["posterior"]

@@ -25,6 +25,7 @@ from bayesmoe.inference.starts import near_truth
 
 FLOOR = 1e-4
 GATES = ["softmax", "dense_to_sparse", "sigmoid"]
+SOFTMAX_FIRST = ["softmax", *(pytest.param(label, marks=pytest.mark.slow) for label in GATES[1:])]
 
 
 def oracle_of(label: str, measure: bm.MixingMeasure) -> Oracle:
@@ -79,7 +80,10 @@ def relative(one: Floats, other: Floats) -> float:
 # --- maximum likelihood ---
 
 
-@pytest.mark.parametrize(("label", "d"), [("softmax", 1), ("softmax", 3), ("sigmoid", 1)])
+@pytest.mark.parametrize(
+    ("label", "d"),
+    [("softmax", 1), ("softmax", 3), pytest.param("sigmoid", 1, marks=pytest.mark.slow)],
+)
 def test_one_expert_is_least_squares(label: str, d: int) -> None:
     rng = np.random.default_rng(d)
     x = rng.normal(3.0, [1.0, 10.0, 0.1][:d], size=(50, d))
@@ -96,7 +100,7 @@ def test_one_expert_is_least_squares(label: str, d: int) -> None:
     assert np.isnan(fit.log_density)
 
 
-@pytest.mark.parametrize("label", GATES)
+@pytest.mark.parametrize("label", SOFTMAX_FIRST)
 def test_the_mle_has_a_zero_score(label: str) -> None:
     x, y = sample("lambda", label, 300)
     fit = fit_mle(model(label, 2), x, y, key=1)
@@ -151,7 +155,7 @@ def peer_starts(name: str, label: str, k: int, x: Floats, y: Floats) -> list[bm.
 
 SETTINGS = [(name, 0) for name in ("lambda", "three", "plane", "weak")]
 SETTINGS += [("lambda", 1), ("weak", 1)]
-FAST = [("softmax", "lambda", 0), ("sigmoid", "lambda", 0)]
+FAST = [("softmax", "lambda", 0)]
 
 
 @pytest.mark.parametrize(
@@ -187,7 +191,7 @@ def test_no_peer_reaches_a_higher_likelihood(label: str, name: str, extra: int) 
 # --- maximum a posteriori ---
 
 
-@pytest.mark.parametrize("label", GATES)
+@pytest.mark.parametrize("label", SOFTMAX_FIRST)
 def test_map_under_the_flat_prior_is_the_mle(label: str) -> None:
     x, y = sample("lambda", label, 300)
     mle = fit_mle(model(label, 2), x, y, key=1)
@@ -199,7 +203,7 @@ def test_map_under_the_flat_prior_is_the_mle(label: str) -> None:
     np.testing.assert_allclose(flat.log_likelihood, mle.log_likelihood, rtol=1e-12)
 
 
-@pytest.mark.parametrize("label", GATES)
+@pytest.mark.parametrize("label", SOFTMAX_FIRST)
 def test_the_map_is_stationary_in_the_papers_parameters(label: str) -> None:
     x, y = standard_sample("lambda", label, 300)
     fit = fitted(fit_map, "lambda", label, 2, 300)
@@ -337,6 +341,7 @@ def outcrop() -> tuple[Floats, Floats]:
     return rng.normal(size=(28, 1)), rng.normal(size=28)
 
 
+@pytest.mark.slow
 def test_starts_go_on_until_some_agree_on_the_best() -> None:
     x, y = outcrop()
     three = model("softmax", 3)
@@ -365,6 +370,7 @@ def test_starts_go_on_until_some_agree_on_the_best() -> None:
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.slow
 def test_where_starts_agree_there_are_no_more_of_them() -> None:
     x, y = sample("lambda", "softmax", 200)
     assert len(fit_mle(model("softmax", 2), x, y).starts.status) == 12

@@ -403,6 +403,7 @@ def test_the_spread_of_tau_as_n_grows(label: str, ratio: float) -> None:
 # --- draws and trees
 
 
+@pytest.mark.slow
 def test_draws_depend_on_the_key_alone() -> None:
     x, y = sample("lambda", "softmax", 300)
     start = bm.fit_map(model("softmax", 2), x, y)

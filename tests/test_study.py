@@ -74,12 +74,14 @@ def one(results: xr.Dataset, cell: Cell) -> xr.Dataset:
     return results.sel(cell._asdict()).isel(prior=0)
 
 
+@pytest.mark.slow
 def test_every_cell_is_there_once(directory: Path, outputs: Outputs) -> None:
     assert Stored(directory).finished() == set(PLAN.cells())
     assert not (outputs.results["status"] == "missing").any()
     assert outputs.counts["count"].sum() == outputs.results["status"].size
 
 
+@pytest.mark.slow
 def test_a_cell_alone_gives_the_same_numbers(directory: Path) -> None:
     cell = list(PLAN.cells())[4]
     stored = Stored(directory).read(cell)
@@ -88,6 +90,7 @@ def test_a_cell_alone_gives_the_same_numbers(directory: Path) -> None:
             np.testing.assert_array_equal(value, stored[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_point_estimates_are_those_of_the_public_functions(outputs: Outputs) -> None:
     cell = list(PLAN.cells())[1]
     truth = bm.scenario("weak", gate="dense_to_sparse")
@@ -112,6 +115,7 @@ def test_point_estimates_are_those_of_the_public_functions(outputs: Outputs) -> 
     assert np.isnan(found["start_objective"][4])
 
 
+@pytest.mark.slow
 def test_the_posterior_of_tau_is_spread_like_its_prior(outputs: Outputs) -> None:
     # the weak prior of τ is log-normal (0, 1/2): the data say nothing of the ray position
     sd = outputs.results["posterior_sd"].sel(block="temperature")
@@ -119,6 +123,7 @@ def test_the_posterior_of_tau_is_spread_like_its_prior(outputs: Outputs) -> None
     assert ((sd > 0.1) & (sd < 1.0)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error")
 def test_results_reopen_with_xarray(directory: Path, outputs: Outputs) -> None:
     with xr.open_zarr(directory / "results.zarr", chunks=None) as reopened:
@@ -126,6 +131,7 @@ def test_results_reopen_with_xarray(directory: Path, outputs: Outputs) -> None:
         assert reopened.attrs == outputs.results.attrs
 
 
+@pytest.mark.slow
 def test_a_data_digest_tells_data_sets(outputs: Outputs) -> None:
     digests = outputs.results["data_digest"].to_numpy().ravel()
     assert len(set(digests)) == 6
@@ -134,6 +140,7 @@ def test_a_data_digest_tells_data_sets(outputs: Outputs) -> None:
     assert digests[0] == digest({"x": np.asarray(x), "y": np.asarray(y)})
 
 
+@pytest.mark.slow
 def test_each_setting_has_the_layout_of_figures(outputs: Outputs) -> None:
     (study,) = settings(outputs.results)
     assert study.attrs["scenario"] == "weak"
@@ -141,6 +148,7 @@ def test_each_setting_has_the_layout_of_figures(outputs: Outputs) -> None:
     assert set(study["loss"].dims) == {"gate", "n_experts", "n", "replicate", "estimator"}
 
 
+@pytest.mark.slow
 def test_slopes_name_what_they_measure(outputs: Outputs) -> None:
     slopes = outputs.slopes
     posterior = slopes[slopes["estimator"] == "posterior"].set_index("quantity")
@@ -171,6 +179,7 @@ def mixed(mixed_directory: Path) -> xr.Dataset:
     return write_outputs(LAPLACE_FIRST, Stored(mixed_directory)).results
 
 
+@pytest.mark.slow
 def test_every_posterior_says_which_sampler_it_comes_from(
     mixed: xr.Dataset, outputs: Outputs
 ) -> None:
@@ -188,6 +197,7 @@ def test_every_posterior_says_which_sampler_it_comes_from(
     assert outputs.results["pareto_k"].isnull().all()
 
 
+@pytest.mark.slow
 def test_samplers_are_a_table_where_the_plan_leaves_them_open(
     mixed_directory: Path, mixed: xr.Dataset, directory: Path, outputs: Outputs
 ) -> None:
@@ -199,6 +209,7 @@ def test_samplers_are_a_table_where_the_plan_leaves_them_open(
     assert not (directory / "samplers.csv").exists()
 
 
+@pytest.mark.slow
 def test_what_nuts_draws_does_not_depend_on_the_attempt_before(
     mixed: xr.Dataset, outputs: Outputs
 ) -> None:
@@ -214,6 +225,7 @@ def test_what_nuts_draws_does_not_depend_on_the_attempt_before(
             np.testing.assert_array_equal(same, other, err_msg=f"{name} of {cell}")
 
 
+@pytest.mark.slow
 def test_a_posterior_by_laplace_is_that_of_the_public_function_and_agrees_with_nuts(
     mixed: xr.Dataset, outputs: Outputs
 ) -> None:
@@ -252,6 +264,7 @@ def test_a_posterior_by_laplace_is_that_of_the_public_function_and_agrees_with_n
     assert abs(gap) < 4 * heights.values.std() * float(np.sqrt((errors**2).sum()))
 
 
+@pytest.mark.slow
 def test_kept_draws_have_the_log_likelihoods_beside_them(mixed: xr.Dataset) -> None:
     """By the oracle, of draws by both samplers, also with their experts named as in the truth."""
     truth = bm.scenario("weak", gate="dense_to_sparse")
@@ -307,6 +320,7 @@ def test_an_approximation_is_kept_by_its_pareto_k_and_the_draws_it_is_worth(
 # --- the engine alone, on cells that are made up
 
 
+@pytest.mark.slow
 def test_a_finished_study_computes_nothing_more(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
