@@ -1,8 +1,8 @@
 """Executors turn cells into outcomes, anywhere and in any order; this one does it in threads.
 
-On an accelerator threads take `TOGETHER` cells at a time if they are alike and small. On a CPU that
-takes as long or longer (``python -m benchmarks engine``): a data set whose starts have all arrived
-goes on being computed until the last of the others has.
+On an accelerator threads take `TOGETHER` cells at a time if they are alike and small. Not on a CPU:
+a data set that has arrived goes on being computed there until the last of the others has, which
+costs more than it gains but for a softmax gate and n near 100 (``python -m benchmarks engine``).
 """
 
 from __future__ import annotations
