@@ -319,7 +319,7 @@ def command(*arguments: str, flags: str = FASTER) -> subprocess.Popen[str]:
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(CACHE),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip(),
     }
     return subprocess.Popen(
         [sys.executable, "-c", "from bayesmoe.cli import main; main()", *arguments],
