@@ -98,21 +98,22 @@ def test_a_worker_that_is_lost_ends_the_study(tmp_path: Path) -> None:
 
 
 def test_cells_of_one_model_and_size_are_handed_out_together() -> None:
-    plan = make_plan(n_experts=[2, 3], sizes=[100, 1000], replicates=5)
+    plan = make_plan(n_experts=[2, 3], sizes=[100, 200, 1000], replicates=5)
     groups: list[list[Cell]] = []
 
     def worker(cells: Sequence[Cell]) -> list[Outcome]:
         groups.append(list(cells))
         return [Outcome(cell, {}) for cell in cells]
 
-    most = {100: 3, 1000: 1}
+    most = {100: 3, 200: 3, 1000: 1}
     outcomes = list(
         share_out(list(plan.cells()), threading.Event(), [worker], lambda cell: most[cell.n])
     )
     assert Counter(outcome.cell for outcome in outcomes) == Counter(plan.cells())
     assert all(len({cell[:4] for cell in group}) == 1 for group in groups)
     sizes = Counter((group[0].n, len(group)) for group in groups)
-    assert sizes == {(100, 3): 2, (100, 2): 2, (1000, 1): 10}
+    in_two = {(n, length): 2 for n in (100, 200) for length in (3, 2)}  # five of each model
+    assert sizes == in_two | {(1000, 1): 10}
 
 
 # --- processes
