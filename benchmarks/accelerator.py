@@ -21,7 +21,7 @@ from jax import Array
 
 import bayesmoe as bm
 from bayesmoe.core.device import each, on_accelerator
-from bayesmoe.core.likelihood import Evaluation, evaluate_log_likelihood
+from bayesmoe.core.hessian import Evaluation, evaluate_log_likelihood
 from bayesmoe.core.observations import Data
 from bayesmoe.inference.newton import maximise
 from bayesmoe.inference.nuts import sample_chains

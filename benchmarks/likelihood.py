@@ -11,8 +11,9 @@ import numpyro.distributions as dist
 from jax import Array
 
 import bayesmoe as bm
+from bayesmoe.core.hessian import evaluate_log_likelihood
 from bayesmoe.core.layout import Layout
-from bayesmoe.core.likelihood import evaluate_log_likelihood, log_likelihood
+from bayesmoe.core.likelihood import log_likelihood
 from bayesmoe.core.observations import make_data
 from bayesmoe.core.scaling import Scaling
 from benchmarks.timing import Row, compare

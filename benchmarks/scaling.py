@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 import bayesmoe as bm
-from bayesmoe.core.likelihood import Evaluation, evaluate_log_likelihood
+from bayesmoe.core.hessian import Evaluation, evaluate_log_likelihood
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.observations import make_data
 from bayesmoe.core.scaling import Scaling

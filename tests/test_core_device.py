@@ -14,8 +14,9 @@ from fabricated import fabricate, make_plan
 
 from bayesmoe import fit_mle, moe, scenario
 from bayesmoe.core import compilation, device, observations
+from bayesmoe.core.hessian import evaluate_log_likelihood
 from bayesmoe.core.layout import Layout
-from bayesmoe.core.likelihood import evaluate_log_likelihood, log_likelihood
+from bayesmoe.core.likelihood import log_likelihood
 from bayesmoe.core.observations import CHUNK, Data, make_data
 from bayesmoe.core.scaling import Scaling
 from bayesmoe.inference import nuts, point

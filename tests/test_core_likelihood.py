@@ -14,8 +14,9 @@ import scipy.stats
 from conftest import CASE, GateCase
 
 import bayesmoe as bm
+from bayesmoe.core.hessian import evaluate_log_likelihood
 from bayesmoe.core.layout import Layout
-from bayesmoe.core.likelihood import evaluate_log_likelihood, log_density, log_likelihood
+from bayesmoe.core.likelihood import log_density, log_likelihood
 from bayesmoe.core.observations import CHUNK, FEW, SHORT_CHUNK, Data, make_data
 from bayesmoe.core.scaling import Scaling
 
@@ -204,6 +205,16 @@ def exact_fit(log_variance: float) -> tuple[Layout, jax.Array, Data]:
     theta = jnp.zeros(layout.size).at[-4:].set(jnp.asarray([1.0, 1.0] + 2 * [log_variance]))
     data = make_data(x, np.ones(N), Scaling.identity(3))
     return layout, theta, two_chunks(data)
+
+
+def test_logarithms_of_products_do_not_underflow() -> None:
+    """Of 64 experts of one weight one is near: the product of all ratios is below 1e-900."""
+    x, k = observations(1)[0], 64
+    layout = Layout(CASE["softmax"].gate(), k, 1)
+    theta = jnp.zeros(layout.size).at[-2 * k + 1 : -k].set(1e3)
+    data = two_chunks(make_data(x, np.zeros(N), Scaling.identity(1)))
+    value = jax.jit(log_likelihood, static_argnums=0)(layout, theta, data)
+    np.testing.assert_allclose(value, -N * (np.log(2 * np.pi) / 2 + np.log(k)), rtol=1e-14)
 
 
 def test_underflow_in_the_padding_is_not_nan() -> None:

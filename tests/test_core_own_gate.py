@@ -16,8 +16,8 @@ from numpyro.infer.util import log_density
 
 import bayesmoe as bm
 from bayesmoe.core.gate import BlockExponents, Gate, Rate, polynomial_order, power_rate
+from bayesmoe.core.hessian import evaluate_log_likelihood
 from bayesmoe.core.layout import Layout
-from bayesmoe.core.likelihood import evaluate_log_likelihood
 from bayesmoe.core.measure import GateParameters, MixingMeasure
 from bayesmoe.core.observations import make_data
 from bayesmoe.core.program import Sites, observe

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from bayesmoe.core.likelihood import Evaluation
+from bayesmoe.core.hessian import Evaluation
 from bayesmoe.inference import newton
 
 Function = Callable[[jax.Array], jax.Array]

@@ -27,8 +27,9 @@ from typer.testing import CliRunner
 import bayesmoe as bm
 from bayesmoe.cli import app
 from bayesmoe.core.gate import Gate
+from bayesmoe.core.hessian import evaluate_log_likelihood
 from bayesmoe.core.layout import Layout
-from bayesmoe.core.likelihood import evaluate_log_likelihood, log_likelihood
+from bayesmoe.core.likelihood import log_likelihood
 from bayesmoe.core.measure import FIELDS, GateParameters
 from bayesmoe.core.observations import make_data
 from bayesmoe.core.scaling import Scaling

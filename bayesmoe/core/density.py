@@ -39,12 +39,17 @@ def _log_sum_exp_jvp(axis: int, primals: Any, tangents: Any) -> tuple[Array, Arr
 
 def log_sum_exp_and_shares(terms: Array, axis: int) -> tuple[Array, Array]:
     """`log_sum_exp` and its gradient, the share of each term in the sum: zeros in a sum of zero."""
+    largest, powers, total = powers_and_sum(terms, axis)
+    shares = powers / jnp.expand_dims(jnp.where(total > 0, total, 1.0), axis)
+    return jnp.log(total) + largest, shares
+
+
+def powers_and_sum(terms: Array, axis: int) -> tuple[Array, Array, Array]:
+    """The largest term along ``axis`` (zero if that is infinite), exp(terms - largest), its sum."""
     largest = jax.lax.stop_gradient(jnp.max(terms, axis=axis))
     largest = jnp.where(jnp.isfinite(largest), largest, 0.0)
     powers = jnp.exp(terms - jnp.expand_dims(largest, axis))
-    total = jnp.sum(powers, axis=axis)
-    shares = powers / jnp.expand_dims(jnp.where(total > 0, total, 1.0), axis)
-    return jnp.log(total) + largest, shares
+    return largest, powers, jnp.sum(powers, axis=axis)
 
 
 class GaussianMixture(dist.Distribution):

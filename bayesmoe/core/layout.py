@@ -145,3 +145,34 @@ class Layout(NamedTuple):
         if self.gate.has_temperature:
             rows[:, -1, -1] = 1.0
         return rows
+
+    def gate_scores(self, weighted: Array) -> Array:
+        """Rows ``(h, m)`` of Σ_i w_i ∂z_i/∂coordinate; `gate_score_rows` tells which are whose.
+
+        From w_i times the derivatives along the seeds, ``(c, k, m)``.
+        """
+        if self.gate.separable:  # each expert's stay apart
+            return weighted.reshape(-1, weighted.shape[-1])
+        return jnp.sum(weighted, axis=1)
+
+    def gate_score_rows(self) -> np.ndarray:
+        """Which coordinate each row of `gate_scores` adds to: ``(h, n_gate)``, zeros and ones."""
+        if not self.gate.separable:
+            return np.eye(self.n_gate)
+        own = self.gate_rows()
+        return own.transpose(1, 0, 2).reshape(own.shape[0] * own.shape[1], self.n_gate)
+
+    def gate_hessian(self, products: Array) -> Array:
+        """A Hessian ``(n_gate, n_gate)`` of Σ_i f_i(z_i) from its products with the seeds.
+
+        These are of shape ``(c, n_gate)``. A product has, for a coordinate of one expert, the entry
+        with that expert's own; that of the temperature sums over experts, and is not looked at but
+        for the temperature itself.
+        """
+        own = self.gate_rows()
+        seed_of = np.argmax(own.max(axis=0), axis=0)
+        together = np.einsum("iap,ibq->pq", own, own) > 0
+        n_experts_of = own.max(axis=1).sum(axis=0)
+        told = together & (n_experts_of[:, None] <= n_experts_of)
+        entries = jnp.where(told, products[seed_of].T, 0.0)
+        return jnp.where(told, entries, entries.T)

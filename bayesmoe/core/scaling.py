@@ -87,12 +87,13 @@ class Scaling:
             measure.variance * y_scale**2,
         )
 
-    def log_volume(self, n_experts: int, selection: Selection = ALL) -> Array:
+    def log_volume(self, n_experts: int, selection: Selection = ALL) -> float:
         """log |∂(original parameters)/∂(standardised parameters)|, of free parameters alone."""
-        x_scale = take(self.x_scale, selection.experts)
-        gate_scale = take(self.gate_scale, selection.gate)
-        experts = jnp.sum(jnp.log(self.y_scale / x_scale)) + 3 * jnp.log(self.y_scale)
-        return n_experts * experts - (n_experts - 1) * jnp.sum(jnp.log(gate_scale))
+        x_scale = take(np.asarray(self.x_scale), selection.experts)
+        gate_scale = take(np.asarray(self.gate_scale), selection.gate)
+        y_scale = float(self.y_scale)
+        experts = float(np.sum(np.log(y_scale / x_scale))) + 3 * np.log(y_scale)
+        return float(n_experts * experts - (n_experts - 1) * np.sum(np.log(gate_scale)))
 
 
 def _moments(values: Array | np.ndarray) -> tuple[Array, Array]:

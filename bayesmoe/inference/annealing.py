@@ -21,8 +21,8 @@ from jax.typing import ArrayLike
 
 from bayesmoe.core.device import each
 from bayesmoe.core.gate import Gate
+from bayesmoe.core.hessian import Evaluation
 from bayesmoe.core.layout import Layout
-from bayesmoe.core.likelihood import Evaluation
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE
 from bayesmoe.core.observations import Data, sum_over_chunks
@@ -138,7 +138,7 @@ def anneal(
     measures, log_prior, gates = jax.device_get(described)
     statuses = [judge(row(flat, i), row(gates, i), model.prior.proper) for i in range(len(flat[0]))]
     n = int(data.n_observations)
-    volume = float(problem.scaling.log_volume(model.n_experts, layout.selection))
+    volume = problem.scaling.log_volume(model.n_experts, layout.selection)
     log_density = n * optima.value - problem.log_unit
     ends = measures[np.arange(shape[0]) * shape[1] + shape[1] - 1]
     return Annealing(

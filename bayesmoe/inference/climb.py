@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bayesmoe.core.compilation import jit_by_gate
+from bayesmoe.core.compilation import jit_by_size
 from bayesmoe.core.device import TOGETHER, each, on_accelerator
 from bayesmoe.core.layout import Layout
 from bayesmoe.core.measure import MixingMeasure
@@ -127,7 +127,7 @@ def described(
     return measures, log_prior, statuses
 
 
-@jit_by_gate(lambda layout: layout.gate, static_argnums=(0, 1))
+@jit_by_size(static_argnums=(0, 1), data=2)
 def _maximise(
     layout: Layout, prior: Prior | None, data: Data, starts: Array, wanted: Array, lower: Array
 ) -> newton.Optimum:
@@ -135,7 +135,7 @@ def _maximise(
     return each(lambda one: newton.maximise(evaluate, one[0], lower, one[1]), (starts, wanted))
 
 
-@jit_by_gate(lambda layout: layout.gate, static_argnums=(0, 1))
+@jit_by_size(static_argnums=(0, 1), data=2)
 def _maximise_together(
     layout: Layout, prior: Prior | None, data: Data, starts: Array, wanted: Array, lower: Array
 ) -> newton.Optimum:

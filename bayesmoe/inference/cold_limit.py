@@ -23,8 +23,8 @@ from jax import Array
 from bayesmoe.core.compilation import jit_quickly
 from bayesmoe.core.device import each
 from bayesmoe.core.gate import Gate
+from bayesmoe.core.hessian import Evaluation
 from bayesmoe.core.layout import Layout
-from bayesmoe.core.likelihood import Evaluation
 from bayesmoe.core.measure import GateParameters
 from bayesmoe.core.observations import Data
 from bayesmoe.inference import newton

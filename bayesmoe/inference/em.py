@@ -26,8 +26,8 @@ from jax.typing import ArrayLike
 
 from bayesmoe.core.density import log_sum_exp_and_shares
 from bayesmoe.core.device import each
+from bayesmoe.core.hessian import Evaluation
 from bayesmoe.core.layout import Layout
-from bayesmoe.core.likelihood import Evaluation
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE
 from bayesmoe.core.observations import Data, sum_over_chunks

@@ -11,11 +11,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.special
 from jax import Array
 
-from bayesmoe.core.compilation import jit_by_gate
+from bayesmoe.core.compilation import jit_by_size
 from bayesmoe.core.device import each
-from bayesmoe.core.likelihood import Evaluation
+from bayesmoe.core.hessian import Evaluation
+from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.observations import Data
 from bayesmoe.core.scaling import Scaling
 from bayesmoe.inference import newton
@@ -47,7 +49,7 @@ class Modes(NamedTuple):
     @property
     def weights(self) -> np.ndarray:
         """Each mode's share of the mass of all that were found, shape ``(m,)``."""
-        return np.asarray(jax.nn.softmax(self.log_evidence))
+        return np.asarray(scipy.special.softmax(np.asarray(self.log_evidence)))
 
     def allocate(self, n_chains: int) -> np.ndarray:
         """The mode at which each chain starts, in proportion to the weights, shape ``(n_chains,)``.
@@ -68,8 +70,8 @@ def find_modes(target: Target, scaling: Scaling, data: Data, start: Fit) -> Mode
     Those where the search did not converge are left out, unless it converged nowhere: where the
     density jumps it need not.
     """
-    points = jax.vmap(target.layout.pack)(jax.vmap(scaling.standardise)(start.starts.measures))
-    found, heights, converged = jax.device_get(_search(target, data, points))
+    found = _search(target, data, scaling, start.starts.measures)
+    found, heights, converged = jax.device_get(found)
     usable = np.isfinite(found.log_evidence)
     if np.any(usable & converged):
         usable &= converged
@@ -85,9 +87,12 @@ def _alike(found: Modes, heights: np.ndarray, i: int, j: int) -> bool:
     return bool(same_mass and abs(heights[i] - heights[j]) < _SAME)
 
 
-@jit_by_gate(lambda target: target.layout.gate, static_argnums=0)
-def _search(target: Target, data: Data, points: Array) -> tuple[Modes, Array, Array]:
-    """Modes from points ``(s, p)``, their log densities and whether each is a maximum."""
+@jit_by_size(static_argnums=0, data=1)
+def _search(
+    target: Target, data: Data, scaling: Scaling, starts: MixingMeasure
+) -> tuple[Modes, Array, Array]:
+    """Modes from a batch ``(s,)``, their log densities and whether each is a maximum."""
+    points = jax.vmap(target.layout.pack)(jax.vmap(scaling.standardise)(starts))
     unbounded = jnp.full(points.shape[1], -jnp.inf)
 
     def mean(u: Array) -> Evaluation:

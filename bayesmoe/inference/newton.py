@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from bayesmoe.core.likelihood import Evaluation
+from bayesmoe.core.hessian import Evaluation
 
 #: what convergence means: projected gradient of the mean objective, in max norm
 GRADIENT_TOLERANCE = 1e-8

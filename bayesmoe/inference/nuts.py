@@ -168,5 +168,7 @@ def _sample(
 
     with ThreadPoolExecutor(n_threads) as pool:
         chains = list(pool.map(sample, modes, whitening, keys))
-    stacked: tuple[Chain, Array] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *chains)
+    stacked: tuple[Chain, Array] = jax.tree.map(
+        lambda *leaves: jnp.asarray(np.stack(leaves)), *jax.device_get(chains)
+    )
     return stacked

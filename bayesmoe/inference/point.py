@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
@@ -29,7 +30,7 @@ from bayesmoe.core.validate import as_key
 from bayesmoe.inference import newton
 from bayesmoe.inference.climb import ALIKE, climb, climb_together, described
 from bayesmoe.inference.cold_limit import bounded, can_run_cold, follow
-from bayesmoe.inference.outcome import Starts, Status, best_start
+from bayesmoe.inference.outcome import Starts, Status, best_start, row
 from bayesmoe.inference.problem import N_STARTS, VARIANCE_FLOOR, Problem, prepare
 
 # few observations have many maxima, and cost little: go on until some starts agree on the best
@@ -225,7 +226,7 @@ def _assemble(
     per_y = problem.log_unit
     per_parameter = 0.0
     if prior is not None:
-        per_parameter = float(scaling.log_volume(layout.n_experts, layout.selection))
+        per_parameter = scaling.log_volume(layout.n_experts, layout.selection)
     objective = np.asarray(n * optima.value - per_y - per_parameter)
     best = best_start(objective, np.array([status.converged for status in statuses]))
     starts = Starts(
@@ -237,8 +238,8 @@ def _assemble(
         measures,
     )
     return Fit(
-        measures[best],
-        float(n * optima.value[best] - log_prior[best]) - per_y,
+        jax.tree.map(jnp.asarray, row(jax.device_get(measures), best)),
+        float(n * optima.value[best] - np.asarray(log_prior)[best]) - per_y,
         float(objective[best]) if prior is not None else float("nan"),
         statuses[best],
         float(optima.gradient_norm[best]),

@@ -64,7 +64,6 @@ class Posterior(NamedTuple):
         # indexed by NumPy: JAX would compile the indexing for every n
         watched = np.asarray(self.x)[rows], np.asarray(self.y)[rows]
         measures, total, by_row = _restore(self.target, self.scaling, self.data, *watched, u)
-        total = total - len(self.y) * jnp.log(self.scaling.y_scale)
         return Sampled(measures, total, by_row, rows)
 
 
@@ -135,11 +134,12 @@ def _check_start(layout: Layout, start: Fit) -> None:
 def _restore(
     target: Target, scaling: Scaling, data: Data, x: Array, y: Array, u: Array
 ) -> tuple[MixingMeasure, Array, Array]:
-    """Measures on the scale of the data, log-likelihoods of the standardised data, and rows'."""
+    """Measures and log-likelihoods on the scale of the data, and rows' log densities."""
 
     def restore(one: Array) -> tuple[MixingMeasure, Array, Array]:
         measure = scaling.restore(target.measure(one))
         total = log_likelihood(target.layout, target.coordinates(one), data)
+        total -= data.n_observations * jnp.log(scaling.y_scale)
         return measure, total, log_density(target.layout.gate, measure, x, y)
 
     return jax.lax.map(lambda chain: each(restore, chain), u)

@@ -10,8 +10,8 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from bayesmoe.core.hessian import Evaluation, evaluate_log_likelihood
 from bayesmoe.core.layout import Layout
-from bayesmoe.core.likelihood import Evaluation, evaluate_log_likelihood
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE
 from bayesmoe.core.observations import CHUNK, Data, make_data
@@ -68,7 +68,7 @@ class Problem(NamedTuple):
     @property
     def log_unit(self) -> float:
         """The log-likelihood of standardised data less that of the data as given."""
-        return int(self.data.n_observations) * float(jnp.log(self.scaling.y_scale))
+        return int(self.data.n_observations) * float(np.log(self.scaling.y_scale))
 
 
 def prepare(
@@ -101,13 +101,14 @@ def prepare(
     check_fraction("variance_floor, a multiple of Var(y),", variance_floor)
     scaling = Scaling.from_data(model.gate, covariates, response)
     begin = starting_points(as_key(key), layout, scaling, covariates, response, n_starts, starts)
-    lower = jnp.full(layout.size, -jnp.inf).at[-model.n_experts :].set(np.log(variance_floor))
+    lower = np.full(layout.size, -np.inf)
+    lower[-model.n_experts :] = np.log(variance_floor)
     rows = np.asarray(covariates), np.asarray(response)
     if len(response) > MANY:
         order = generator(jax.random.fold_in(as_key(key), 1)).permutation(len(response))
         rows = rows[0][order], rows[1][order]
     data = make_data(*rows, scaling, layout.selection)
-    return Problem(layout, scaling, data, begin, lower, n_starts)
+    return Problem(layout, scaling, data, begin, jnp.asarray(lower), n_starts)
 
 
 def begin_also_at(problem: Problem, x: Array, y: Array, given: MixingMeasure) -> Problem:

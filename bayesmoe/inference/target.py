@@ -18,8 +18,9 @@ from jax import Array
 from numpyro.distributions import constraints
 
 from bayesmoe.core.gate import Gate
+from bayesmoe.core.hessian import Evaluation, evaluate_log_likelihood
 from bayesmoe.core.layout import Layout
-from bayesmoe.core.likelihood import Evaluation, evaluate_log_likelihood, log_likelihood
+from bayesmoe.core.likelihood import log_likelihood
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.observations import Data
 from bayesmoe.core.priors import Prior

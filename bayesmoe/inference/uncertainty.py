@@ -34,8 +34,8 @@ from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 
 from bayesmoe.core.density import GaussianMixture
+from bayesmoe.core.hessian import Evaluation
 from bayesmoe.core.layout import Layout
-from bayesmoe.core.likelihood import Evaluation
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE
 from bayesmoe.core.observations import Data, make_data, sum_over_chunks

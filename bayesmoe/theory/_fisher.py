@@ -22,8 +22,9 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from bayesmoe.core.gate import Gate
+from bayesmoe.core.hessian import evaluate_log_likelihood
 from bayesmoe.core.layout import Layout
-from bayesmoe.core.likelihood import evaluate_log_likelihood, log_density
+from bayesmoe.core.likelihood import log_density
 from bayesmoe.core.measure import FIELDS, MixingMeasure
 from bayesmoe.core.observations import Data, make_data
 from bayesmoe.core.scaling import Scaling
