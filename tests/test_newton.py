@@ -63,16 +63,29 @@ def test_a_quadratic_is_solved_to_its_condition() -> None:
 
 
 def test_rosenbrock_from_several_starts() -> None:
+    """In four dimensions it has two maxima (Shang & Qiu, Evolutionary Computation 14, 2006)."""
     starts = np.array([[-1.2, 1.0, -1.2, 1.0], [3.0, -2.0, 0.5, 4.0], [0.0, 0.0, 0.0, 0.0]])
+    lesser, ones = [-0.775659, 0.613093, 0.382063, 0.145972], np.ones(4)
     optima = maximise(rosenbrock, starts)
-    for i in range(3):
+    for i, (end, tolerance) in enumerate([(lesser, 1e-6), (ones, 1e-10), (ones, 1e-10)]):
         optimum = jax.tree.map(lambda leaf, i=i: leaf[i], optima)
         assert converged(optimum)
-        np.testing.assert_allclose(optimum.coordinates, 1.0, atol=1e-10)
+        np.testing.assert_allclose(optimum.coordinates, end, atol=tolerance)
         assert optimum.n_iterations < 60
         alone = maximise(rosenbrock, starts[i])
         for got, want in zip(optimum, alone, strict=True):
             np.testing.assert_array_equal(got, want)
+
+
+def test_a_narrow_curved_valley_is_followed_to_its_end() -> None:
+    """A million times as stiff across as along: straight steps are too short to arrive."""
+
+    def valley(point: jax.Array) -> jax.Array:
+        return -((1 - point[0]) ** 2) - 1e6 * (point[1] - point[0] ** 2) ** 2
+
+    optima = maximise(valley, [[-1.2, 1.0], [-3.0, 9.0]])
+    np.testing.assert_allclose(optima.coordinates, 1.0, rtol=1e-6)
+    assert np.all(optima.n_iterations < 0.8 * newton.MAX_ITERATIONS)
 
 
 def test_bounds_against_scipy() -> None:
