@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any, cast
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -65,12 +67,32 @@ def test_a_softmax_limit_is_told() -> None:
     assert fit.log_likelihood == pytest.approx(likelihood(fit, x, y), abs=1e-7)
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Starts end after 60 iterations; what was compiled for more is let go, before and after."""
+    monkeypatch.setattr(newton, "MAX_ITERATIONS", 60)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("impatient")
+def test_a_start_that_does_not_end_is_led_on_to_a_maximum() -> None:
+    fit = bm.fit_mle(MODEL, *data(13), n_starts=4)
+    assert Status.MAX_ITERATIONS in fit.starts.status
+    assert fit.status is Status.CONVERGED
+    # the maximum of the next test
+    assert fit.log_likelihood == pytest.approx(-23.9458989833, abs=1e-8)
+    assert fit.measure.temperature == pytest.approx(0.001268202, rel=1e-4)
+
+
 @pytest.mark.slow
 def test_a_maximum_at_a_small_temperature_is_found() -> None:
     x, y = data(13)
     fit, oracle = fitted(13), Oracle(CASE["sigmoid"], 2, 1)
-    assert Status.MAX_ITERATIONS in fit.starts.status
     assert fit.status is Status.CONVERGED
+    assert fit.log_likelihood == pytest.approx(-23.9458989833, abs=1e-8)
     assert 1e-3 < fit.measure.temperature < 2e-3
     assert fit.log_likelihood == pytest.approx(likelihood(fit, x, y), abs=1e-8)
     theta = oracle.theta(fit.measure)

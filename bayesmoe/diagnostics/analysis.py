@@ -89,13 +89,15 @@ def analyse(
     posterior = sample_posterior(model, table.x, y, key=sample_key, start=map_)
     observe("checks")
     whole = sample_prior(model, posterior, key=prior_key)
+    # checks of what is kept: to name what the data leave open takes labels
+    whole = align(whole, model.gate, map_.measure)
     return Analysis(
         model,
         table,
         mle,
         map_,
         align(mle.measure, model.gate, map_.measure),
-        align(whole, model.gate, map_.measure),
+        whole,
         check_posterior(model, whole),
         axis,
     )
