@@ -431,9 +431,9 @@ def test_exact_cells_by_hand(case: GateCase) -> None:
 
 @pytest.mark.parametrize("case", one_by_one(CASES))
 def test_gate_slope_by_hand(case: GateCase) -> None:
-    """One slope off by 0.2: a translation moves the lighter atom instead, where there is one."""
+    """One slope off by 0.2: a translation or flips move the lighter atom instead, where they can."""
     measure, truth = pair(case, gate_slope=[[0.2], [0.0]])
-    expected = 0.2 if case.linear else 0.4
+    expected = 0.2 if case.linear or case.flip else 0.4
     assert float(voronoi_loss(measure, truth)) == pytest.approx(expected, rel=1e-12)
 
 
@@ -568,6 +568,19 @@ def test_the_loss_is_zero_over_flips(
     check_same_density(case, measure, moved)
     assert np.max(voronoi_loss(moved, make_truth(case, measure))) <= 1e-10
     assert np.max(voronoi_loss(measure, make_truth(case, flipped))) <= 1e-10
+
+
+@pytest.mark.parametrize("case", one_by_one(FLIPS))
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_the_loss_of_a_flipped_estimate_is_the_same(case: GateCase, kind: str) -> None:
+    """Not zero: the error of a slope moves to another atom, whose weight is another."""
+    measure, other = case.measure(5, 2, 1), case.measure(6, 2, 1)
+    near = other.replace(gate_slope=measure.gate_slope + np.array([[0.3], [0.0]]))
+    flipped = near.replace(gate_slope=-np.asarray(near.gate_slope)[::-1])
+    truth = make_truth(case, measure)
+    found = voronoi_loss(near, truth, weights=kind), voronoi_loss(flipped, truth, weights=kind)
+    assert found[0] > 0.1
+    np.testing.assert_allclose(*found, rtol=1e-9)
 
 
 @pytest.mark.parametrize("label", ["gelu", "silu", "softplus", "user_lambda"])
