@@ -431,7 +431,7 @@ def test_exact_cells_by_hand(case: GateCase) -> None:
 
 @pytest.mark.parametrize("case", one_by_one(CASES))
 def test_gate_slope_by_hand(case: GateCase) -> None:
-    """One slope off by 0.2: a translation or flips move the lighter atom instead, where they can."""
+    """One slope off by 0.2: a translation or flips move the lighter atom where they can."""
     measure, truth = pair(case, gate_slope=[[0.2], [0.0]])
     expected = 0.2 if case.linear or case.flip else 0.4
     assert float(voronoi_loss(measure, truth)) == pytest.approx(expected, rel=1e-12)
