@@ -138,7 +138,7 @@ class ActivationDenseToSparse(Gate):
 
     def logits(self, parameters: GateParameters, x: Array) -> Array:
         score = self.function(parameters.slope @ x) + parameters.intercept[:, None]
-        return score * (1.0 / parameters.temperature)
+        return score * (1.0 / parameters.temperature)  # one division, not one for each logit
 
     def program(self, x: Array, y: Array | None, sites: Sites) -> None:
         gate = sites.gate(sites.temperature())

@@ -22,6 +22,16 @@ def _whole_way(truth: bm.Scenario, seed: int, n: int) -> None:
 
 
 @pytest.mark.slow
+def test_a_first_posterior_compiles_few_programs(caplog: pytest.LogCaptureFixture) -> None:
+    """30 of them; twice as many when what NumPy does on the host was left to JAX."""
+    x, y = bm.scenario("weak").simulate(0, 300)
+    jax.clear_caches()
+    with caplog.at_level(logging.DEBUG, logger="jax"), jax.log_compiles():
+        sample_chains(bm.moe("softmax", 2), x, y, n_chains=1, n_warmup=10, n_draws=10)
+    assert sum("Finished XLA compilation" in record.getMessage() for record in caplog.records) < 40
+
+
+@pytest.mark.slow
 def test_another_seed_and_sample_size_compile_nothing(caplog: pytest.LogCaptureFixture) -> None:
     truth = bm.scenario("weak")
     with caplog.at_level(logging.DEBUG, logger="jax"), jax.log_compiles():

@@ -61,6 +61,22 @@ def _results(layout: Layout, data: Data) -> list[jax.Array]:
 
 
 @pytest.mark.slow
+def test_programs_are_optimised_in_full_for_many_observations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        compilation, "jit_quickly", lambda static_argnums: lambda function: lambda *_: "quickly"
+    )
+
+    @compilation.jit_by_size(static_argnums=0, data=1)
+    def total(factor: int, data: Data) -> jax.Array:
+        return factor * jnp.sum(data.y)
+
+    for n, quickly in ((16_384, True), (16_385, False)):
+        data = make_data(np.zeros((n, 1)), np.ones(n), Scaling.identity(1))
+        assert total(2, data) == ("quickly" if quickly else 2 * n)
+
+
 def test_sums_of_many_chunks_and_points_at_once(
     sample: tuple[np.ndarray, np.ndarray], as_accelerator: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,8 @@ Over-specified models have maxima at the end of long curved valleys, where the q
 for short steps alone. How the Hessian changed in the last step tells how the valley bends: the step
 follows it (a geodesic acceleration, Transtrum & Sethna, arXiv 1201.5885, without evaluations of its
 own), in directions stiff enough for that to be known. Starts near the truth of the published k = 3
-experiment take a tenth fewer iterations for it, Rosenbrock's function at a stiffness of 10^6 half.
+experiment take a tenth fewer iterations for it, Rosenbrock's function at a stiffness of 10^6 a
+quarter of them.
 
 A supremum at infinity has no last iterate: the gradient falls below any tolerance while the steps
 stay long. Such a run ends as soon as that pattern is plain, and says so.

@@ -168,6 +168,7 @@ def _sample(
 
     with ThreadPoolExecutor(n_threads) as pool:
         chains = list(pool.map(sample, modes, whitening, keys))
+    # by NumPy: JAX would compile the stacking of each field
     stacked: tuple[Chain, Array] = jax.tree.map(
         lambda *leaves: jnp.asarray(np.stack(leaves)), *jax.device_get(chains)
     )

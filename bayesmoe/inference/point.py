@@ -238,6 +238,7 @@ def _assemble(
         measures,
     )
     return Fit(
+        # by NumPy: JAX would compile the indexing of each field
         jax.tree.map(jnp.asarray, row(jax.device_get(measures), best)),
         float(n * optima.value[best] - np.asarray(log_prior)[best]) - per_y,
         float(objective[best]) if prior is not None else float("nan"),

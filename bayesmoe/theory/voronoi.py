@@ -276,10 +276,12 @@ def _flips(gate: Gate, slopes: np.ndarray) -> list[np.ndarray]:
 
 def _fitted_flips(gate: Gate, slopes: np.ndarray) -> list[np.ndarray]:
     """`_flips` of each of N measures, ``(k, d, N)``; those without stay as they are."""
+    if not gate.flip:
+        return [slopes]
     first = slopes[:1]
     other = np.any(slopes != first, axis=1)
     second = np.take_along_axis(slopes, np.argmax(other, axis=0)[None, None], axis=0)
     two = np.any(other, axis=0) & np.all(~other | np.all(slopes == second, axis=1), axis=0)
-    if not (gate.flip and np.any(two)):
+    if not np.any(two):
         return [slopes]
     return [slopes, np.where(two, -np.where(other[:, None], first, second), slopes)]
