@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import arviz_base
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import CASE
@@ -144,9 +143,7 @@ def test_grouping_is_transitive_and_leaves_a_stuck_chain_alone() -> None:
 
 
 def modes(weights: list[float]) -> Modes:
-    return Modes(
-        jnp.zeros((len(weights), 1)), jnp.ones((len(weights), 1, 1)), jnp.log(jnp.asarray(weights))
-    )
+    return Modes(np.zeros((len(weights), 1)), np.ones((len(weights), 1, 1)), np.log(weights))
 
 
 @pytest.mark.parametrize(

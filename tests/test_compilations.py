@@ -23,12 +23,12 @@ def _whole_way(truth: bm.Scenario, seed: int, n: int) -> None:
 
 @pytest.mark.slow
 def test_a_first_posterior_compiles_few_programs(caplog: pytest.LogCaptureFixture) -> None:
-    """30 of them; twice as many when what NumPy does on the host was left to JAX."""
+    """25 of them: NumPy does on the host what it can, and one program climbs to MAP and modes."""
     x, y = bm.scenario("weak").simulate(0, 300)
     jax.clear_caches()
     with caplog.at_level(logging.DEBUG, logger="jax"), jax.log_compiles():
         sample_chains(bm.moe("softmax", 2), x, y, n_chains=1, n_warmup=10, n_draws=10)
-    assert sum("Finished XLA compilation" in record.getMessage() for record in caplog.records) < 40
+    assert sum("Finished XLA compilation" in record.getMessage() for record in caplog.records) < 30
 
 
 @pytest.mark.slow

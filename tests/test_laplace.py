@@ -17,7 +17,7 @@ from xarray import DataTree
 
 import bayesmoe as bm
 from bayesmoe.inference.laplace import _log_proposal, _propose, _systematic, _weigh
-from bayesmoe.inference.modes import Modes, find_modes
+from bayesmoe.inference.modes import Modes, _triangular, find_modes
 from bayesmoe.inference.posterior import make_posterior
 
 
@@ -97,7 +97,7 @@ def test_seeds_decide() -> None:
 def test_proposals_have_the_density_of_a_mixture_of_t_laws() -> None:
     rng = np.random.default_rng(0)
     roots = rng.normal(size=(2, 3, 3))
-    modes = Modes(jnp.asarray(rng.normal(size=(2, 3))), jnp.asarray(roots), jnp.zeros(2))
+    modes = Modes(rng.normal(size=(2, 3)), roots, np.zeros(2))
     u, shares = rng.normal(size=(5, 3)), np.array([0.3, 0.7])
     got = _log_proposal(modes, shares, u)
     laws = [
@@ -114,10 +114,10 @@ def test_proposals_depend_on_the_curvature_alone() -> None:
     root, centre = rng.normal(size=(3, 3)), rng.normal(size=(1, 3))
     turned = root @ scipy.stats.ortho_group.rvs(3, random_state=4)
     first, second = (
-        _propose(Modes(jnp.asarray(centre), jnp.asarray(r[None]), jnp.zeros(1)),
-                 np.random.default_rng(5), 20_000)
+        _propose(Modes(centre, _triangular(r[None]), np.zeros(1)), np.random.default_rng(5), 20_000)
         for r in (root, turned)
-    )  # fmt: skip
+    )
+    np.testing.assert_allclose(_triangular(root[None])[0], np.linalg.cholesky(root @ root.T))
     np.testing.assert_allclose(first, second, rtol=1e-9, atol=1e-9)
     covariance = 8 / 6 * root @ root.T  # of a t law with eight degrees of freedom
     found = np.cov(first.T)
@@ -137,8 +137,8 @@ class TwoHills(NamedTuple):
 
 def test_proposals_and_their_weights_belong_together() -> None:
     """The mean weight is the mass of the density, to five standard errors, from both modes."""
-    centres, roots = jnp.asarray([[3.0, 3.0], [-3.0, -3.0]]), jnp.stack([jnp.eye(2)] * 2)
-    modes = Modes(centres, roots, jnp.log(jnp.asarray([0.999, 0.001])))
+    centres, roots = np.array([[3.0, 3.0], [-3.0, -3.0]]), np.stack([np.eye(2)] * 2)
+    modes = Modes(centres, roots, np.log([0.999, 0.001]))
     u = _propose(modes, np.random.default_rng(2), 40_000)
     _, log_ratio = _weigh(TwoHills(), None, modes, u)
     for side, mass in ((u[:, 0] > 0, 2.4), (u[:, 0] < 0, 0.6)):
@@ -189,12 +189,32 @@ def test_modes_are_distinct_maxima_of_the_density(label: str) -> None:
     for u, root in zip(np.asarray(modes.u), np.asarray(modes.whitening), strict=True):
         steps = 0.01 * root.T
         middle = height(u)
-        for step in steps:  # along each principal axis a parabola that falls
+        for step in steps:  # where the curvature is one a parabola that falls
             up, down = height(u + step) - middle, height(u - step) - middle
             assert abs(up - down) < 2e-5
             assert -1.1e-4 < up + down < 0
         masses.append(middle + np.linalg.slogdet(root)[1])
     np.testing.assert_allclose(np.diff(masses), np.diff(modes.log_evidence), atol=1e-6)
+
+
+@pytest.mark.slow
+def test_modes_of_bounded_parameters_are_inside() -> None:
+    """There the coordinates sampled are others than those of MAP, which presses on its bounds."""
+    rng = np.random.default_rng(6)
+    x = rng.uniform(-1, 1, 60)
+    y = 2.0 * x + np.where(x > 0, 0.1, 1e-3) * rng.standard_normal(60)  # below the least variance
+    model = bm.moe("softmax", 2, "compact")
+    posterior = make_posterior(model, x, y, key=jax.random.key(0), start=None)
+    target, modes = posterior.target, posterior.modes
+    assert target.bounded
+    for u, root in zip(modes.u, modes.whitening, strict=True):
+        gradient = jax.grad(target.log_density)(jnp.asarray(u), posterior.data)
+        assert np.max(np.abs(gradient)) < 1e-8 * len(y)
+        hessian = jax.hessian(target.log_density)(jnp.asarray(u), posterior.data)
+        curvature = np.linalg.eigvalsh(-np.asarray(hessian))
+        whitened = np.linalg.eigvalsh(root.T @ -np.asarray(hessian) @ root)
+        expected = np.sort(curvature / np.maximum(np.abs(curvature), 0.1))  # flat ones stay flat
+        np.testing.assert_allclose(whitened, expected, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -206,7 +226,7 @@ def test_copies_under_other_labels_count_once() -> None:
     both = jax.tree.map(lambda *leaves: jnp.stack(leaves), best, swapped)
     doubled = bm.fit_map(model, x, y, n_starts=0, starts=both)
     assert len(doubled.starts.objective) >= 2
-    modes = find_modes(posterior.target, posterior.scaling, posterior.data, doubled)
+    modes = find_modes(posterior.target, posterior.scaling, posterior.data, doubled, 1)
     assert len(modes.u) == 1
 
 

@@ -12,37 +12,50 @@ import jax
 
 from bayesmoe.core.observations import SMALLEST_CAPACITY
 
+Options = dict[str, bool | int | str]
+
 #: compiler options that take two thirds of the time for programs of many small parts
-QUICKLY: dict[str, bool | str] = {"xla_cpu_use_fusion_emitters": False}
+QUICKLY: Options = {"xla_cpu_use_fusion_emitters": False}
+#: and these as little time as can be, for programs that run once and have little to do
+UNOPTIMISED: Options = QUICKLY | {"xla_backend_optimization_level": 0}
 
 Function = Callable[..., Any]
 
 
-@functools.cache
-def _quickly() -> dict[str, bool | str] | None:
-    """`QUICKLY`, or None if the compiler does not know it, as those of accelerators do not."""
-    try:
-        jax.jit(lambda: 0.0, compiler_options=QUICKLY).lower().compile()
-    except jax.errors.JaxRuntimeError:
-        return None
-    return QUICKLY
-
-
 def jit_quickly(static_argnums: int | tuple[int, ...]) -> Callable[[Function], Function]:
     """A decorator: `jax.jit` for programs that run seldom, compiled `QUICKLY` where that can be."""
+    return functools.partial(_jit, static_argnums, QUICKLY)
 
-    def decorate(function: Function) -> Function:
-        @functools.cache  # not before the first call: to ask the compiler starts JAX's devices
-        def program() -> Any:
-            return jax.jit(function, static_argnums=static_argnums, compiler_options=_quickly())
 
-        @functools.wraps(function)
-        def call(*arguments: Any) -> Any:
-            return program()(*arguments)
+def jit_unoptimised(static_argnums: int | tuple[int, ...]) -> Callable[[Function], Function]:
+    """A decorator: `jax.jit` for programs that take far longer to compile than to run, anywhere.
 
-        return call
+    They are compiled `UNOPTIMISED` where that can be.
+    """
+    return functools.partial(_jit, static_argnums, UNOPTIMISED)
 
-    return decorate
+
+def _jit(static_argnums: int | tuple[int, ...], options: Options, function: Function) -> Function:
+    @functools.cache  # not before the first call: to ask the compiler starts JAX's devices
+    def program() -> Any:
+        known = options if _knows_options() else None
+        return jax.jit(function, static_argnums=static_argnums, compiler_options=known)
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        return program()(*arguments)
+
+    return call
+
+
+@functools.cache
+def _knows_options() -> bool:
+    """Whether the compiler knows options of CPUs, as those of accelerators do not."""
+    try:
+        jax.jit(lambda: 0.0, compiler_options=UNOPTIMISED).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 def jit_by_size(static_argnums: int | tuple[int, ...], data: int) -> Callable[[Function], Function]:

@@ -29,7 +29,6 @@ Gabry, Stat. Comput. 2017 (PSIS-LOO); Yao, Vehtari, Simpson & Gelman, Bayesian A
 from __future__ import annotations
 
 import dataclasses
-import functools
 import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -45,6 +44,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from xarray import DataTree
 
+from bayesmoe.core.compilation import jit_quickly
 from bayesmoe.core.density import conditional_density
 from bayesmoe.core.gate import Gate
 from bayesmoe.core.measure import MixingMeasure
@@ -282,7 +282,7 @@ def _batch_of_one(measure: MixingMeasure) -> MixingMeasure:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None, None], measure)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jit_quickly(static_argnums=0)
 def _usage(gate: Gate, draws: MixingMeasure, x: Array, y: Array) -> tuple[Array, Array]:
     """Responsibilities of the last draw, ``(n, k)``; effective numbers of experts of all."""
 

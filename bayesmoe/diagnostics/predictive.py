@@ -12,6 +12,7 @@ from jax import Array
 from numpyro.handlers import seed, substitute, trace
 from xarray import DataTree
 
+from bayesmoe.core.compilation import jit_unoptimised
 from bayesmoe.core.density import conditional_density
 from bayesmoe.core.device import each
 from bayesmoe.core.gate import Gate
@@ -98,7 +99,7 @@ def _program(model: MoE, scaling: Scaling, x: Array, y: Array) -> None:
     model.gate.program(x, y, sites)
 
 
-@partial(jax.jit, static_argnums=(0, 5))
+@jit_unoptimised(static_argnums=(0, 5))
 def _draw_prior(
     model: MoE, scaling: Scaling, x: Array, y: Array, key: Array, n: int
 ) -> MixingMeasure:
@@ -124,7 +125,7 @@ def simulate(gate: Gate, measures: MixingMeasure, x: Array, key: Array) -> Array
     return jax.lax.map(lambda chain: each(one, chain), (measures, keys))
 
 
-@partial(jax.jit, static_argnums=0)
+@jit_unoptimised(static_argnums=0)
 def _log_prior(
     model: MoE, scaling: Scaling, x: Array, y: Array, measures: MixingMeasure
 ) -> dict[str, Array]:

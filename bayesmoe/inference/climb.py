@@ -6,7 +6,7 @@ same for every number of starts and of threads. On an accelerator many climb at 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -82,13 +82,26 @@ def _climb(
     problem: Problem, prior: Prior | None, data: Data, wanted: np.ndarray, n_threads: int
 ) -> newton.Optimum:
     """Where the wanted starts end on these data; the others stay."""
-    starts, n = np.asarray(problem.starts), len(problem.starts)
+
+    def program(starts: np.ndarray, wanted: np.ndarray) -> newton.Optimum:
+        return maximise(problem.layout, prior, data, starts, wanted, problem.lower, np.zeros(()))
+
+    return in_pairs(program, np.asarray(problem.starts), wanted, n_threads)
+
+
+def in_pairs(
+    program: Callable[[np.ndarray, np.ndarray], newton.Optimum],
+    starts: np.ndarray,
+    wanted: np.ndarray,
+    n_threads: int,
+) -> newton.Optimum:
+    """Where starts ``(S, p)`` end by a program of some starts, and which of them are wanted."""
+    n = len(starts)
 
     def run(first: int) -> newton.Optimum:
         some = np.arange(first, first + size) % n  # the last may lack a partner: another stays
         asked = wanted[some] & (np.arange(first, first + size) < n)
-        optima = _maximise(problem.layout, prior, data, starts[some], asked, problem.lower)
-        return jax.device_get(optima)
+        return jax.device_get(program(starts[some], asked))
 
     size = n if on_accelerator() else _PAIR
     with ThreadPoolExecutor(n_threads) as pool:
@@ -128,10 +141,17 @@ def described(
 
 
 @jit_by_size(static_argnums=(0, 1), data=2)
-def _maximise(
-    layout: Layout, prior: Prior | None, data: Data, starts: Array, wanted: Array, lower: Array
+def maximise(
+    layout: Layout,
+    prior: Prior | None,
+    data: Data,
+    starts: Array,
+    wanted: Array,
+    lower: Array,
+    jacobian: Array,
 ) -> newton.Optimum:
-    evaluate = partial(mean_objective, layout, prior, data)
+    """Maxima of `mean_objective` from starts ``(s, p)``, those that are wanted ``(s,)``."""
+    evaluate = partial(mean_objective, layout, prior, data, jacobian=jacobian)
     return each(lambda one: newton.maximise(evaluate, one[0], lower, one[1]), (starts, wanted))
 
 
@@ -139,7 +159,7 @@ def _maximise(
 def _maximise_together(
     layout: Layout, prior: Prior | None, data: Data, starts: Array, wanted: Array, lower: Array
 ) -> newton.Optimum:
-    """`_maximise` of many data sets, on the leading axis of all arguments but the static ones."""
+    """`maximise` of many data sets, on the leading axis of all arguments but the static ones."""
 
     def one(data: Data, starts: Array, wanted: Array, lower: Array) -> newton.Optimum:
         evaluate = partial(mean_objective, layout, prior, data)

@@ -12,7 +12,6 @@ rises down to a temperature that no longer matters, there is no maximum, so far 
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -131,7 +130,7 @@ def _refit(problem: Problem, place: _Place, level: float) -> _Place:
     return _place(problem, optima.coordinates[best], used)
 
 
-@partial(jax.jit, static_argnums=0)
+@jit_quickly(static_argnums=0)
 def _starts(layout: Layout, point: Array, level: Array) -> Array:
     """Two points at log τ = ``level``, ``(2, p)``.
 

@@ -24,6 +24,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from bayesmoe.core.compilation import jit_by_size
 from bayesmoe.core.density import log_sum_exp_and_shares
 from bayesmoe.core.device import each
 from bayesmoe.core.hessian import Evaluation
@@ -317,7 +318,7 @@ def _evaluate_gate(layout: Layout, gate: Array, gate_x: Array, r: Array) -> Eval
     return Evaluation(value, jnp.einsum("im,cim->c", surplus, dz), hessian)
 
 
-@partial(jax.jit, static_argnums=0)
+@jit_by_size(static_argnums=0, data=1)
 def _certify(layout: Layout, data: Data, lower: Array, points: Array) -> newton.Optimum:
     """What `fit_mle` would say of points ``(S, p)``: a runaway where its next step is long."""
 

@@ -115,19 +115,7 @@ def _propose(modes: Modes, rng: np.random.Generator, size: int) -> np.ndarray:
     mode = rng.choice(len(modes.u), size=size, p=_shares(modes))
     z = rng.standard_normal((size, modes.u.shape[1]))
     z *= np.sqrt(_DEGREES / rng.chisquare(_DEGREES, size))[:, None]
-    centre, root = np.asarray(modes.u), _cholesky(np.asarray(modes.whitening))
-    return centre[mode] + np.einsum("spq,sq->sp", root[mode], z)
-
-
-def _cholesky(root: np.ndarray) -> np.ndarray:
-    """The Cholesky factors of root rootᵀ, ``(m, p, p)``, without forming the product.
-
-    Signs of eigenvectors, and any basis of those whose eigenvalues nearly agree, differ between
-    builds of LAPACK. The factor is unique, so that one seed gives one set of draws everywhere.
-    """
-    factor = np.asarray(np.linalg.qr(root.mT, mode="r")).mT
-    signs = np.where(np.diagonal(factor, axis1=1, axis2=2) < 0, -1.0, 1.0)
-    return factor * signs[:, None, :]
+    return modes.u[mode] + np.einsum("spq,sq->sp", modes.whitening[mode], z)
 
 
 def _weigh(
@@ -150,11 +138,11 @@ def _log_proposal(modes: Modes, shares: np.ndarray, u: np.ndarray) -> np.ndarray
 
     By NumPy: JAX would compile it for every number of modes, which takes longer than all the rest.
     """
-    p, whitening = u.shape[1], np.asarray(modes.whitening)
+    p, whitening = u.shape[1], modes.whitening
     constant = (
         gammaln((_DEGREES + p) / 2) - gammaln(_DEGREES / 2) - p / 2 * np.log(_DEGREES * np.pi)
     )
-    z = np.linalg.solve(whitening, (u - np.asarray(modes.u)[:, None]).mT)
+    z = np.linalg.solve(whitening, (u - modes.u[:, None]).mT)
     volume = np.linalg.slogdet(whitening)[1]
     tails = (_DEGREES + p) / 2 * np.log1p(np.sum(z**2, axis=1) / _DEGREES)
     return logsumexp((constant - volume + np.log(shares))[:, None] - tails, axis=0)

@@ -6,9 +6,9 @@ parameters; modes are those of the coordinates that are sampled, Jacobian includ
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.special
@@ -17,11 +17,12 @@ from jax import Array
 from bayesmoe.core.compilation import jit_by_size
 from bayesmoe.core.device import each
 from bayesmoe.core.hessian import Evaluation
-from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.observations import Data
 from bayesmoe.core.scaling import Scaling
 from bayesmoe.inference import newton
+from bayesmoe.inference.climb import in_pairs, maximise
 from bayesmoe.inference.point import Fit
+from bayesmoe.inference.starts import pack
 from bayesmoe.inference.target import Target
 
 # no direction is taken to be wider than this curvature allows: priors are on standardised data
@@ -37,19 +38,19 @@ class Modes(NamedTuple):
     u
         Where the m modes are, in the coordinates sampled, shape ``(m, p)``.
     whitening
-        An inverse root of the curvature at each, shape ``(m, p, p)``.
+        The lower triangular root of the inverse curvature at each, shape ``(m, p, p)``.
     log_evidence
         The log of each mode's mass by Laplace's approximation, up to a common constant, ``(m,)``.
     """
 
-    u: Array
-    whitening: Array
-    log_evidence: Array
+    u: np.ndarray
+    whitening: np.ndarray
+    log_evidence: np.ndarray
 
     @property
     def weights(self) -> np.ndarray:
         """Each mode's share of the mass of all that were found, shape ``(m,)``."""
-        return np.asarray(scipy.special.softmax(np.asarray(self.log_evidence)))
+        return np.asarray(scipy.special.softmax(self.log_evidence))
 
     def allocate(self, n_chains: int) -> np.ndarray:
         """The mode at which each chain starts, in proportion to the weights, shape ``(n_chains,)``.
@@ -64,14 +65,19 @@ class Modes(NamedTuple):
         return np.repeat(np.arange(len(chains)), chains)
 
 
-def find_modes(target: Target, scaling: Scaling, data: Data, start: Fit) -> Modes:
+def find_modes(target: Target, scaling: Scaling, data: Data, start: Fit, n_threads: int) -> Modes:
     """The distinct modes among those that the starts of a MAP fit lead to.
 
     Those where the search did not converge are left out, unless it converged nowhere: where the
-    density jumps it need not.
+    density jumps it need not. The starts are shared out among threads, with the same result.
     """
-    found = _search(target, data, scaling, start.starts.measures)
-    found, heights, converged = jax.device_get(found)
+    points = np.asarray(pack(target.layout, scaling, start.starts.measures))
+    program = partial(_climb, target, data)
+    optima = in_pairs(program, points, np.ones(len(points), bool), n_threads)
+    found, heights = _approximate(optima, int(data.n_observations))
+    converged = (optima.gradient_norm <= newton.GRADIENT_TOLERANCE) & (
+        optima.least_curvature >= -newton.CURVATURE_TOLERANCE
+    )
     usable = np.isfinite(found.log_evidence)
     if np.any(usable & converged):
         usable &= converged
@@ -79,7 +85,7 @@ def find_modes(target: Target, scaling: Scaling, data: Data, start: Fit) -> Mode
     for i in np.argsort(-found.log_evidence, kind="stable"):
         if usable[i] and not any(_alike(found, heights, i, j) for j in kept):
             kept.append(int(i))
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf[kept or [0]]), found)
+    return Modes(*(block[kept or [0]] for block in found))
 
 
 def _alike(found: Modes, heights: np.ndarray, i: int, j: int) -> bool:
@@ -87,28 +93,44 @@ def _alike(found: Modes, heights: np.ndarray, i: int, j: int) -> bool:
     return bool(same_mass and abs(heights[i] - heights[j]) < _SAME)
 
 
+def _climb(target: Target, data: Data, starts: np.ndarray, wanted: np.ndarray) -> newton.Optimum:
+    """Maxima of the density of u from starts in identifiable coordinates, both ``(s, p)``."""
+    if target.bounded:
+        return _maximise_inside(target, data, starts, wanted)
+    unbounded = np.full(starts.shape[1], -np.inf)
+    layout, prior = target
+    return maximise(layout, prior, data, starts, wanted, unbounded, np.ones(()))
+
+
 @jit_by_size(static_argnums=0, data=1)
-def _search(
-    target: Target, data: Data, scaling: Scaling, starts: MixingMeasure
-) -> tuple[Modes, Array, Array]:
-    """Modes from a batch ``(s,)``, their log densities and whether each is a maximum."""
-    points = jax.vmap(target.layout.pack)(jax.vmap(scaling.standardise)(starts))
-    unbounded = jnp.full(points.shape[1], -jnp.inf)
+def _maximise_inside(target: Target, data: Data, starts: Array, wanted: Array) -> newton.Optimum:
+    unbounded = jnp.full(target.layout.size, -jnp.inf)
 
     def mean(u: Array) -> Evaluation:
         return Evaluation(*(term / data.n_observations for term in target.evaluate(u, data)))
 
-    def approximate(point: Array) -> tuple[Modes, Array, Array]:
-        last = newton.run(mean, target.unconstrain(point), unbounded)
-        optimum, n = newton.summarise(last, unbounded), data.n_observations
-        curvature, directions = jnp.linalg.eigh(n * last.local.hessian)
-        curvature = jnp.maximum(jnp.abs(curvature), _LEAST_CURVATURE)
-        height = n * optimum.value
-        evidence = height - 0.5 * jnp.sum(jnp.log(curvature))
-        maximum = (optimum.gradient_norm <= newton.GRADIENT_TOLERANCE) & (
-            optimum.least_curvature >= -newton.CURVATURE_TOLERANCE
-        )
-        whitening = directions / jnp.sqrt(curvature)
-        return Modes(optimum.coordinates, whitening, evidence), height, maximum
+    def one(start: tuple[Array, Array]) -> newton.Optimum:
+        return newton.maximise(mean, target.unconstrain(start[0]), unbounded, start[1])
 
-    return each(approximate, points)
+    return each(one, (starts, wanted))
+
+
+def _approximate(optima: newton.Optimum, n: int) -> tuple[Modes, np.ndarray]:
+    """Laplace's approximation at maxima of a mean over n observations, and the log densities."""
+    heights = n * np.asarray(optima.value)
+    curvature, directions = np.linalg.eigh(n * np.asarray(optima.curvature))
+    curvature = np.maximum(np.abs(curvature), _LEAST_CURVATURE)
+    evidence = heights - 0.5 * np.sum(np.log(curvature), axis=1)
+    root = directions / np.sqrt(curvature)[:, None]
+    return Modes(np.asarray(optima.coordinates), _triangular(root), evidence), heights
+
+
+def _triangular(root: np.ndarray) -> np.ndarray:
+    """The Cholesky factors of root rootᵀ, ``(m, p, p)``, without forming the product.
+
+    Signs of eigenvectors, and any basis of those whose eigenvalues nearly agree, differ between
+    builds of LAPACK. The factor is unique, so that one seed gives one set of draws everywhere.
+    """
+    factor = np.asarray(np.linalg.qr(root.mT, mode="r")).mT
+    signs = np.where(np.diagonal(factor, axis1=1, axis2=2) < 0, -1.0, 1.0)
+    return factor * signs[:, None, :]

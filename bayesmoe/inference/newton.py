@@ -63,6 +63,8 @@ class Optimum(NamedTuple):
         Whether the steps stayed long while the gradient vanished: the objective only flattens.
     n_iterations
         Evaluations used.
+    curvature
+        The negative Hessian of the objective there, shape ``(p, p)``.
     """
 
     coordinates: Array
@@ -72,6 +74,7 @@ class Optimum(NamedTuple):
     at_bound: Array
     runaway: Array
     n_iterations: Array
+    curvature: Array
 
 
 class State(NamedTuple):
@@ -292,4 +295,5 @@ def summarise(state: State, lower: Array) -> Optimum:
         at_bound=pressed,
         runaway=state.runaway,
         n_iterations=state.n_iterations,
+        curvature=state.local.hessian,
     )

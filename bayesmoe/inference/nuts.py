@@ -118,14 +118,16 @@ def sample_chains(
     def prepare(target: Target, data: Data) -> None:
         _compile(_Run(target, n_warmup, n_draws, data), keys)
 
-    posterior = make_posterior(model, x, y, key=map_key, start=start, meanwhile=prepare)
+    posterior = make_posterior(
+        model, x, y, key=map_key, start=start, n_threads=n_threads, meanwhile=prepare
+    )
     target, data, modes = posterior.target, posterior.data, posterior.modes
     # where the density jumps, its curvature says nothing of masses
     jumps = model.gate.jumps(model.n_experts)
     start_modes = np.zeros(n_chains, int) if jumps else modes.allocate(n_chains)
-    points, whitening = jax.device_get((modes.u, modes.whitening))
     run = _Run(target, n_warmup, n_draws, data)
-    stacked, step_size = _sample(run, points[start_modes], whitening[start_modes], keys, n_threads)
+    places = modes.u[start_modes], modes.whitening[start_modes]
+    stacked, step_size = _sample(run, *places, keys, n_threads)
     return Draws(
         **posterior.restore(stacked.u)._asdict(),
         lp=stacked.lp,

@@ -125,14 +125,26 @@ def begin_also_at(problem: Problem, x: Array, y: Array, given: MixingMeasure) ->
 
 
 def mean_objective(
-    layout: Layout, prior: Prior | None, data: Data, coordinates: Array
+    layout: Layout,
+    prior: Prior | None,
+    data: Data,
+    coordinates: Array,
+    jacobian: Array | None = None,
 ) -> Evaluation:
-    """(log likelihood + log prior)/n with derivatives in identifiable coordinates."""
+    """(log likelihood + log prior)/n with derivatives in identifiable coordinates.
+
+    The prior is the density of the paper's parameters for a ``jacobian`` of zero, or none, and that
+    of the coordinates for one: as data, so that one program finds the modes of both.
+    """
     terms = evaluate_log_likelihood(layout, coordinates, data)
     if prior is not None:
 
         def log_prior(point: Array) -> Array:
-            return prior.log_density(layout.gate, layout.unpack(point), layout.selection)
+            measure = layout.unpack(point)
+            density = prior.log_density(layout.gate, measure, layout.selection)
+            return (
+                density if jacobian is None else density + jacobian * layout.log_jacobian(measure)
+            )
 
         terms = Evaluation(
             terms.value + log_prior(coordinates),

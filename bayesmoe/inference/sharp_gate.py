@@ -9,7 +9,6 @@ parameter is moved past some of them and all experts are fitted anew.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -18,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from jax import Array
 
+from bayesmoe.core.compilation import jit_quickly
 from bayesmoe.core.layout import Layout
 from bayesmoe.core.measure import GateParameters
 from bayesmoe.core.selection import take
@@ -59,7 +59,7 @@ def _design(x: Floats) -> Floats:
     return np.column_stack([x, np.ones(len(x))])
 
 
-@partial(jax.jit, static_argnums=0)
+@jit_quickly(static_argnums=0)
 def _split(layout: Layout, starts: Array) -> tuple[Array, ...]:
     """Slopes and intercepts of the logits ``(S, k, e + 1)``, and the experts."""
 
@@ -71,7 +71,7 @@ def _split(layout: Layout, starts: Array) -> tuple[Array, ...]:
     return jax.vmap(one)(starts)
 
 
-@partial(jax.jit, static_argnums=0)
+@jit_quickly(static_argnums=0)
 def _join(layout: Layout, gates: Array, lines: Array, log_variance: Array) -> Array:
     """The inverse of `_split`."""
 

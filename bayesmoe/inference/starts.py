@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +11,7 @@ import numpy.typing as npt
 from jax import Array
 from jax.scipy.special import logsumexp
 
-from bayesmoe.core.compilation import jit_quickly
+from bayesmoe.core.compilation import jit_quickly, jit_unoptimised
 from bayesmoe.core.gate import Gate
 from bayesmoe.core.layout import Layout
 from bayesmoe.core.measure import GateParameters, MixingMeasure
@@ -53,7 +52,7 @@ def starting_points(
     if given is not None:
         _check_starts(layout, given)
         batch = jax.tree.map(lambda leaf: leaf if given.batch_shape else leaf[None], given)
-        batches.append(_pack(layout, scaling, batch))
+        batches.append(pack(layout, scaling, batch))
     known: Scaling = jax.tree.map(np.asarray, scaling)  # JAX would compile anew for every n
     covariates, response = np.asarray(x), np.asarray(y)
     standard_x = (covariates - known.x_shift) / known.x_scale
@@ -70,15 +69,16 @@ def starting_points(
             gate_x,
             layout.selection,
         )
-        batches.append(_pack(layout, Scaling.identity(x.shape[1]), found))
+        batches.append(pack(layout, Scaling.identity(x.shape[1]), found))
     points = jnp.concatenate(batches)
     if layout.n_experts > 1 and layout.gate.subset_size == 1:
         return sharpen_starts(layout, points, gate_x, standard_x, standard_y)
     return points
 
 
-@partial(jax.jit, static_argnums=0)
-def _pack(layout: Layout, scaling: Scaling, batch: MixingMeasure) -> Array:
+@jit_unoptimised(static_argnums=0)
+def pack(layout: Layout, scaling: Scaling, batch: MixingMeasure) -> Array:
+    """Coordinates ``(S, p)`` of a batch of S measures on the scale of the data."""
     return jax.vmap(lambda one: layout.pack(scaling.standardise(one)))(batch)
 
 
@@ -149,7 +149,8 @@ def agnostic(
     if len(y) > _ROWS:
         rows = np.sort(rng.choice(len(y), _ROWS, replace=False))
     lines = _experts(rng, _Rows.of(x[rows], y[rows], selection.experts), n_experts, n)
-    return _with_likeliest_gates(layout, gate_key, seen, lines, _log_normal(lines, gate_data))
+    density = _log_normal(lines, gate_data)
+    return _with_likeliest_gates(generator(gate_key), layout, seen, lines, density)
 
 
 def near_truth(
@@ -329,47 +330,54 @@ def _by_lines(rng: np.random.Generator, rows: _Rows, k: int) -> Labels:
     return np.argmin(np.abs(residual), axis=0)
 
 
-@jit_quickly(static_argnums=0)
 def _with_likeliest_gates(
-    layout: Layout, key: Array, gate_x: Array, lines: _Lines, log_normal: Array
+    rng: np.random.Generator, layout: Layout, gate_x: Floats, lines: _Lines, log_normal: Floats
 ) -> MixingMeasure:
     """For each start the gate and the order of its experts under which some rows are likeliest.
 
     ``gate_x`` has shape ``(d, m)``, the lines' ``log_normal`` density ``(n, k, m)``.
     """
-    (n, k), gate = lines.intercept.shape, layout.gate
-    gate_key, order_key = jax.random.split(key)
-    draws = _draw_gates(gate_key, gate, k, layout.n_gate_covariates, n * _GATES)
-    draws = GateParameters(*(block.reshape(n, _GATES, *block.shape[1:]) for block in draws))
-    orders = jnp.argsort(jax.random.uniform(order_key, (n, _GATES, k)), axis=-1)
+    n, k = lines.intercept.shape
+    draws = _draw_gates(rng, layout.gate, k, layout.n_gate_covariates, (n, _GATES))
+    orders = rng.permuted(np.tile(np.arange(k), (n, _GATES, 1)), axis=-1)
+    scores = np.asarray(_mean_log_density(layout.gate, draws, orders, gate_x, log_normal))
+    start, best = np.arange(n), np.argmax(scores, axis=1)
+    gates = GateParameters(*(block[start, best] for block in draws))
+    experts: list[Any] = [block[start[:, None], orders[start, best]] for block in lines]
+    return layout.measure(gates, *experts)
+
+
+@jit_quickly(static_argnums=0)
+def _mean_log_density(
+    gate: Gate, draws: GateParameters, orders: Array, x: Array, log_normal: Array
+) -> Array:
+    """Of n starts' experts, put in an order ``(n, g, k)``, under each of g gates: ``(n, g)``."""
 
     def score(drawn: GateParameters, order: Array, density: Array) -> Array:
-        return jnp.mean(logsumexp(gate.log_probabilities(drawn, gate_x) + density[order], axis=0))
+        return jnp.mean(logsumexp(gate.log_probabilities(drawn, x) + density[order], axis=0))
 
-    def start(drawn: GateParameters, order: Array, lines: _Lines, density: Array) -> MixingMeasure:
-        best = jnp.argmax(jax.vmap(score, (0, 0, None))(drawn, order, density))
-        experts = (jnp.asarray(block)[order[best]] for block in lines)
-        return layout.measure(GateParameters(*(block[best] for block in drawn)), *experts)
-
-    return jax.vmap(start)(draws, orders, lines, log_normal)
+    return jax.vmap(jax.vmap(score, (0, 0, None)))(draws, orders, log_normal)
 
 
 def _draw_gates(
-    key: Array, gate: Gate, n_experts: int, n_covariates: int, n: int
+    rng: np.random.Generator, gate: Gate, n_experts: int, n_covariates: int, shape: tuple[int, ...]
 ) -> GateParameters:
-    """n gates from the weak prior."""
-    prior = weak(gate)
-    slope_key, intercept_key, temperature_key = jax.random.split(key, 3)
-    temperature = jnp.ones(n)
+    """Gates from the weak prior, by NumPy: JAX would take half a second to compile it."""
+    prior, free = weak(gate), n_experts - 1
+
+    def draw(law: Any, *axes: int) -> Any:
+        return float(law.loc) + float(law.scale) * rng.standard_normal((*shape, *axes))
+
+    slope = draw(prior.gate_slope, free, n_covariates)
+    intercept = draw(prior.gate_intercept, free)
+    temperature: Any = np.ones(shape)
     if gate.has_temperature:
-        temperature = prior.temperature.sample(temperature_key, (n,))
-    free = n_experts - 1
-    slope = prior.gate_slope.sample(slope_key, (n, free, n_covariates))
-    intercept = prior.gate_intercept.sample(intercept_key, (n, free))
+        temperature = np.exp(draw(prior.temperature))
     if prior.intercept_per_temperature:
-        intercept = intercept * temperature[:, None]
-    return GateParameters(
-        jnp.concatenate([slope, jnp.zeros((n, 1, n_covariates))], axis=1),
-        jnp.concatenate([intercept, jnp.zeros((n, 1))], axis=1),
-        temperature,
+        intercept = intercept * temperature[..., None]
+    none = [(0, 0)] * len(shape)
+    reference: tuple[Any, Any] = (
+        np.pad(slope, [*none, (0, 1), (0, 0)]),
+        np.pad(intercept, [*none, (0, 1)]),
     )
+    return GateParameters(*reference, temperature)

@@ -38,6 +38,11 @@ class Target(NamedTuple):
     layout: Layout
     prior: Prior
 
+    @property
+    def bounded(self) -> bool:
+        """Whether the prior bounds some parameters, so that u is not θ."""
+        return any(True for _ in _bounded_blocks(self.layout, self.prior))
+
     def coordinates(self, u: Array) -> Array:
         """Identifiable coordinates θ at u, both of shape ``(p,)``."""
         return self._clip(u)[0]

@@ -23,7 +23,6 @@ active experts.
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -33,6 +32,7 @@ from jax import Array
 from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 
+from bayesmoe.core.compilation import jit_by_size
 from bayesmoe.core.density import GaussianMixture
 from bayesmoe.core.hessian import Evaluation
 from bayesmoe.core.layout import Layout
@@ -161,7 +161,7 @@ class _Local(NamedTuple):
     to_paper: Array  # ∂(paper's parameters on the scale of the data)/∂coordinates, (all, p)
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@jit_by_size(static_argnums=(0, 1), data=2)
 def _local(
     layout: Layout,
     prior: Prior | None,
@@ -252,7 +252,7 @@ def _delta_method(to_paper: np.ndarray, inverse: _Inverse) -> np.ndarray:
     return np.where(moved, np.inf, np.sqrt(np.maximum(variance, 0.0)))
 
 
-@partial(jax.jit, static_argnums=0)
+@jit_by_size(static_argnums=0, data=1)
 def _scatter_of_scores(layout: Layout, data: Data, coordinates: Array) -> Array:
     """Σ s_j s_jᵀ, chunk by chunk, for s_j the gradient of log g(y_j|x_j)."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from bayesmoe.core.compilation import jit_unoptimised
 from bayesmoe.core.density import conditional_density, predictive_density
 from bayesmoe.core.gate import Gate
 from bayesmoe.core.measure import MixingMeasure
@@ -18,6 +18,9 @@ from bayesmoe.core.measure import MixingMeasure
 LEVEL = 0.9
 #: draws used: more change no band visibly
 MAX_DRAWS = 400
+
+
+_TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 
 
 class Band(NamedTuple):
@@ -60,36 +63,35 @@ def thinned(draws: MixingMeasure, most: int = MAX_DRAWS) -> MixingMeasure:
 
 def posterior_curves(gate: Gate, draws: MixingMeasure, x: Array) -> Curves:
     """Curves at the points x, shape ``(m, d)``, from draws with any batch axes."""
-    tails = jnp.array([(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    found = _posterior_curves(gate, thinned(draws), x, tails)
-    mean, (low, high), probability, expert = jax.tree.map(np.asarray, found)
-    return Curves(Band(*mean), low, high, Band(*probability), Band(*expert))
+    found = _posterior_curves(gate, thinned(draws), x, np.array(_TAILS))
+    mean, (low, high), probability, expert = jax.device_get(found)
+    return Curves(_band(mean), low, high, _band(probability), _band(expert))
 
 
-@partial(jax.jit, static_argnums=0)
+def _band(values: np.ndarray) -> Band:
+    """Mean and quantiles over the draws, the first axis; by NumPy, since JAX compiles a sort."""
+    return Band(np.mean(values, axis=0), *np.quantile(values, _TAILS, axis=0))
+
+
+@jit_unoptimised(static_argnums=0)
 def _posterior_curves(
     gate: Gate, draws: MixingMeasure, x: Array, tails: Array
-) -> tuple[tuple[Array, ...], Array, tuple[Array, ...], tuple[Array, ...]]:
+) -> tuple[Array, Array, Array, Array]:
+    """Means ``(S, m)``, quantiles of all draws ``(2, m)``, weights and lines ``(S, k, m)``."""
     mixture = jax.vmap(lambda draw: conditional_density(gate, draw, x))(draws)
-    probability = jnp.moveaxis(jnp.exp(mixture.log_weights), -1, 1)
     quantiles = jax.vmap(predictive_density(gate, draws, x).icdf)(tails)
-    lines = jnp.moveaxis(mixture.locs, -1, 1)
-    return _band(mixture.mean, tails), quantiles, _band(probability, tails), _band(lines, tails)
+    probability = jnp.moveaxis(jnp.exp(mixture.log_weights), -1, 1)
+    return mixture.mean, quantiles, probability, jnp.moveaxis(mixture.locs, -1, 1)
 
 
-def _band(values: Array, tails: Array) -> tuple[Array, ...]:
-    """Mean and quantiles over the draws, the first axis."""
-    return jnp.mean(values, axis=0), *jnp.quantile(values, tails, axis=0)
-
-
-@partial(jax.jit, static_argnums=0)
+@jit_unoptimised(static_argnums=0)
 def expert_lines(gate: Gate, measure: MixingMeasure, x: Array) -> tuple[Array, Array]:
     """Each expert's mean and gate probability at x ``(m, d)``, both of shape ``(k, m)``."""
     mixture = conditional_density(gate, measure, x)
     return mixture.locs.T, jnp.exp(mixture.log_weights).T
 
 
-@partial(jax.jit, static_argnums=0)
+@jit_unoptimised(static_argnums=0)
 def responsibilities(gate: Gate, measure: MixingMeasure, x: Array, y: Array) -> Array:
     """The probability that each expert made each observation, shape ``(n, k)``."""
     joint = conditional_density(gate, measure, x).component_log_prob(y)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 from jax import Array
 
+from bayesmoe.core.compilation import jit_quickly
 from bayesmoe.core.density import conditional_density
 from bayesmoe.core.gate import Gate
 from bayesmoe.core.measure import MixingMeasure
@@ -111,7 +111,7 @@ def partial_dependence(gate: Gate, draws: MixingMeasure, sweep: Sweep) -> Depend
     return Dependence(_band(means), _band(probabilities))
 
 
-@partial(jax.jit, static_argnums=0)
+@jit_quickly(static_argnums=0)
 def _averages(gate: Gate, draws: MixingMeasure, x: Array) -> tuple[Array, Array]:
     """Of E[Y|x] and gate probabilities over the rows x ``(r, d)``, by draw."""
 

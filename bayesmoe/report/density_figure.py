@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy.special import ndtr
 
+from bayesmoe.core.compilation import jit_unoptimised
 from bayesmoe.core.density import conditional_density
 from bayesmoe.core.gate import Gate
 from bayesmoe.core.measure import MixingMeasure
@@ -158,7 +158,7 @@ def find_laws(gate: Gate, draws: MixingMeasure, at: np.ndarray) -> Laws:
     return Laws(*map(np.asarray, _laws(gate, draws, jnp.asarray(at))))
 
 
-@partial(jax.jit, static_argnums=0)
+@jit_unoptimised(static_argnums=0)
 def _laws(gate: Gate, draws: MixingMeasure, x: Array) -> tuple[Array, ...]:
     law = jax.vmap(lambda draw: conditional_density(gate, draw, x))(draws)
     parts = (jnp.exp(law.log_weights), law.locs, law.scales)

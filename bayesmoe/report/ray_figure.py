@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -18,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from xarray import DataTree
 
+from bayesmoe.core.compilation import jit_quickly
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE
 from bayesmoe.core.scaling import Scaling
@@ -145,7 +145,7 @@ def temperature_density(model: MoE, posterior: DataTree, temperatures: ArrayLike
     return np.asarray(density.mean(axis=0))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jit_quickly(static_argnums=0)
 def _log_density_on_ray(
     model: MoE, scaling: Scaling, draws: MixingMeasure, temperatures: Array
 ) -> Array:
