@@ -33,8 +33,9 @@ from bayesmoe.inference.cold_limit import bounded, can_run_cold, follow
 from bayesmoe.inference.outcome import Starts, Status, best_start, row
 from bayesmoe.inference.problem import N_STARTS, VARIANCE_FLOOR, Problem, prepare
 
-# few observations have many maxima, and cost little: go on until some starts agree on the best
-_FEW_ROWS, _AGREEING, _MOST_STARTS = 500, 3, 96
+# go on until some starts agree on the best, as long as that costs little
+_AGREEING, _MOST_STARTS = 5, 96
+_MOST_ROWS = 200_000  # of all starts together
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,8 +99,9 @@ def fit_mle(
     key
         A JAX key or an int; seeds the starts.
     n_starts
-        How many `agnostic` starts; may be zero if ``starts`` are given. By default twelve; up to
-        500 observations, twelve more at a time until three have reached the best, 96 at most.
+        How many `agnostic` starts; may be zero if ``starts`` are given. By default twelve, and
+        twelve more at a time until five have reached the best: 96 at most, and no more than
+        200 000 observations for all starts together.
     starts
         Measures to start from in addition, tried first: one, or a batch.
     variance_floor
@@ -127,13 +129,10 @@ def fit_map(
     """The posterior mode in the paper's parameters; arguments and errors as `fit_mle`.
 
     Under the flat prior it is the MLE. A proper prior settles what the data leave open: there may
-    be fewer rows than parameters, if not than experts, and covariates that do not vary. It also
-    leaves fewer maxima: there are twelve starts by default.
+    be fewer rows than parameters, if not than experts, and covariates that do not vary.
     """
     proper = model.prior.proper
     begin = partial(prepare, model, x, y, variance_floor=variance_floor, proper=proper)
-    if proper and n_starts is None:
-        n_starts = N_STARTS
     return _search(begin, model.prior, key, n_starts, starts)
 
 
@@ -161,16 +160,14 @@ def _search(
     n_starts: int | None,
     starts: MixingMeasure | None,
 ) -> Fit:
-    """The best of all starts, as many as were asked for, or as few observations need."""
+    """The best of all starts, as many as were asked for, or as few as agree."""
     key = as_key(key)
     first = N_STARTS if n_starts is None else n_starts
     problem = bounded(begin(key=key, n_starts=first, starts=starts))
     fit = _fit(problem, prior)
-    n_batches = _MOST_STARTS // N_STARTS
-    if n_starts is not None or int(problem.data.n_observations) > _FEW_ROWS:
-        n_batches = 1
-    for batch in range(1, n_batches):
-        if _n_agreeing(fit) >= _AGREEING:
+    most = most_starts(int(problem.data.n_observations)) if n_starts is None else N_STARTS
+    for batch in range(1, most // N_STARTS):
+        if agree(fit.starts.objective):
             break
         more = begin(key=jax.random.fold_in(key, batch + 1), n_starts=N_STARTS, starts=None)
         fit = _better(fit, _fit(bounded(more), prior))
@@ -195,11 +192,16 @@ def _follow(problem: Problem, prior: Prior | None, fit: Fit) -> Fit:
     return dataclasses.replace(new, starts=starts[:best].joined(led_on, starts[best + 1 :]))
 
 
-def _n_agreeing(fit: Fit) -> int:
-    """How many starts reached the height of the best."""
-    heights = fit.starts.objective
+def most_starts(n_observations: int) -> int:
+    """How many starts there are by default if they do not agree, batches of `N_STARTS`."""
+    affordable = min(_MOST_STARTS, _MOST_ROWS // n_observations)
+    return max(1, affordable // N_STARTS) * N_STARTS
+
+
+def agree(heights: np.ndarray) -> bool:
+    """Whether enough starts reached the best of the heights ``(S,)``."""
     best = np.max(heights[np.isfinite(heights)], initial=-np.inf)
-    return int(np.sum(heights >= best - ALIKE * (1 + abs(best))))
+    return bool(np.sum(heights >= best - ALIKE * (1 + abs(best))) >= _AGREEING)
 
 
 def _better(fit: Fit, other: Fit) -> Fit:
