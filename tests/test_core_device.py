@@ -167,10 +167,10 @@ def test_where_cells_fail_together_each_is_computed_alone(
 def test_options_that_a_compiler_does_not_know_are_left_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(compilation, "QUICKLY", {"xla_no_such_option": True})
-    compilation._quickly.cache_clear()
+    monkeypatch.setattr(compilation, "UNOPTIMISED", {"xla_no_such_option": True})
+    compilation._knows_options.cache_clear()
     try:
         doubled = compilation.jit_quickly(static_argnums=0)(lambda factor, x: factor * x)
         assert doubled(2, jnp.asarray(3.0)) == 6.0
     finally:
-        compilation._quickly.cache_clear()
+        compilation._knows_options.cache_clear()
