@@ -82,6 +82,7 @@ def stack(results: Mapping[str, ELPDData]) -> pd.Series:
         return pd.Series(1.0, index=list(results))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of many models: told in `recommend`
+        warnings.simplefilter("ignore", DeprecationWarning)  # ArviZ's own use of pandas
         table = arviz_stats.compare(dict(results), method="stacking")
     return table["weight"].clip(lower=0.0)
 
