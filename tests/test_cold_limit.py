@@ -157,7 +157,7 @@ def test_an_ordinary_fit_is_left_alone() -> None:
 )
 def test_a_limit_is_named_after_its_gate(empty: bool, separated: bool, status: Status) -> None:
     steep = newton.Optimum(
-        *map(np.asarray, (np.zeros(9), -1.0, 0.1, 0.1, np.zeros(9, bool), False, 0))
+        *map(np.asarray, (np.zeros(9), -1.0, 0.1, 0.1, np.zeros(9, bool), False, 0, np.eye(9)))
     )
     gate = GateState(np.asarray(empty), np.asarray(separated))
     assert judge(steep, gate, proper=False, cold=True) is status
