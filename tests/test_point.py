@@ -20,7 +20,7 @@ from bayesmoe.core.observations import CHUNK
 from bayesmoe.inference import problem
 from bayesmoe.inference.climb import climb
 from bayesmoe.inference.outcome import Status
-from bayesmoe.inference.point import Fit, fit_map, fit_mle
+from bayesmoe.inference.point import Fit, agree, fit_map, fit_mle
 from bayesmoe.inference.starts import near_truth
 
 FLOOR = 1e-4
@@ -339,6 +339,13 @@ def outcrop() -> tuple[Floats, Floats]:
     """Few rows by chance alone: the likelihood of three experts has many maxima."""
     rng = np.random.default_rng(2)
     return rng.normal(size=(28, 1)), rng.normal(size=28)
+
+
+@pytest.mark.parametrize(("n_best", "enough"), [(4, False), (5, True)])
+def test_five_starts_that_reach_the_best_agree(n_best: int, enough: bool) -> None:
+    lower, lost = [-100.1] * 6, [np.nan, -np.inf]  # of these none counts
+    assert agree(np.array([*lost, *lower, *[-100.0] * n_best])) is enough
+    assert not agree(np.array(lost))
 
 
 @pytest.mark.slow
