@@ -8,11 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+import scipy.stats
 from conftest import CASE
 from oracles import Oracle
 
 import bayesmoe as bm
-from bayesmoe.inference.starts import near_truth
+from bayesmoe.core.priors import weak
+from bayesmoe.inference.starts import _draw_gates, near_truth
 
 Floats = np.ndarray
 OTHERS = ("dense_to_sparse", "sigmoid")
@@ -111,6 +113,26 @@ def test_scaling_and_shifting_the_data_moves_the_estimate(
 
 
 # --- keys and starts
+
+
+@pytest.mark.parametrize("label", ["softmax", "dense_to_sparse", "sigmoid"])
+def test_gates_are_drawn_from_the_weak_prior(label: str) -> None:
+    """Kolmogorov and Smirnov's test beside NumPyro's laws; three gates fail by chance in 0.1 %."""
+    gate, k = CASE[label].gate(3), 3
+    prior = weak(gate)
+    drawn = _draw_gates(np.random.default_rng(0), gate, k, 2, (40, 50))
+    assert (drawn.slope.shape, drawn.intercept.shape) == ((40, 50, 3, 2), (40, 50, 3))
+    assert not np.any(drawn.slope[..., -1, :])
+    assert not np.any(drawn.intercept[..., -1])
+    intercept = np.asarray(drawn.intercept[..., :-1])
+    if prior.intercept_per_temperature:
+        intercept = intercept / np.asarray(drawn.temperature)[..., None]
+    pairs = [(drawn.slope[..., :-1, :], prior.gate_slope), (intercept, prior.gate_intercept)]
+    if gate.has_temperature:
+        pairs.append((drawn.temperature, prior.temperature))
+    for values, law in pairs:
+        found = scipy.stats.kstest(np.asarray(law.cdf(np.ravel(values))), "uniform")
+        assert found.pvalue > 0.001 / 8
 
 
 def test_the_same_key_gives_the_same_fit() -> None:

@@ -150,7 +150,10 @@ def maximise(
     lower: Array,
     jacobian: Array,
 ) -> newton.Optimum:
-    """Maxima of `mean_objective` from starts ``(s, p)``, those that are wanted ``(s,)``."""
+    """Maxima of `mean_objective`, whose ``jacobian`` is ``()``.
+
+    From starts ``(s, p)``, those that are wanted ``(s,)``, above bounds ``(p,)``.
+    """
     evaluate = partial(mean_objective, layout, prior, data, jacobian=jacobian)
     return each(lambda one: newton.maximise(evaluate, one[0], lower, one[1]), (starts, wanted))
 

@@ -129,7 +129,7 @@ def _triangular(root: np.ndarray) -> np.ndarray:
     """The Cholesky factors of root rootᵀ, ``(m, p, p)``, without forming the product.
 
     Signs of eigenvectors, and any basis of those whose eigenvalues nearly agree, differ between
-    builds of LAPACK. The factor is unique, so that one seed gives one set of draws everywhere.
+    builds of LAPACK, and draws of one seed would with them. The factor is unique.
     """
     factor = np.asarray(np.linalg.qr(root.mT, mode="r")).mT
     signs = np.where(np.diagonal(factor, axis1=1, axis2=2) < 0, -1.0, 1.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -80,13 +79,12 @@ def make_posterior(
     *,
     key: Array,
     start: Fit | None,
-    n_threads: int | None = None,
+    n_threads: int = 1,
     meanwhile: Callable[[Target, Data], object] = lambda target, data: None,
 ) -> Posterior:
     """Check model, data and start, a MAP fit that is computed if not given; find the modes.
 
-    ``meanwhile`` is called in a thread of its own while they are sought, by ``n_threads``, as many
-    as there are cores if None.
+    ``meanwhile`` is called in a thread of its own while they are sought, by ``n_threads``.
 
     Raises
     ------
@@ -105,7 +103,7 @@ def make_posterior(
     with in_background(lambda: meanwhile(target, data)):
         if start is None:
             start = fit_map(model, covariates, response, key=key)
-        modes = find_modes(target, scaling, data, start, n_threads or os.cpu_count() or 1)
+        modes = find_modes(target, scaling, data, start, n_threads)
     return Posterior(target, scaling, data, modes, covariates, response)
 
 

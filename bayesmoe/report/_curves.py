@@ -19,7 +19,6 @@ LEVEL = 0.9
 #: draws used: more change no band visibly
 MAX_DRAWS = 400
 
-
 _TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 
 
@@ -65,10 +64,10 @@ def posterior_curves(gate: Gate, draws: MixingMeasure, x: Array) -> Curves:
     """Curves at the points x, shape ``(m, d)``, from draws with any batch axes."""
     found = _posterior_curves(gate, thinned(draws), x, np.array(_TAILS))
     mean, (low, high), probability, expert = jax.device_get(found)
-    return Curves(_band(mean), low, high, _band(probability), _band(expert))
+    return Curves(band(mean), low, high, band(probability), band(expert))
 
 
-def _band(values: np.ndarray) -> Band:
+def band(values: np.ndarray) -> Band:
     """Mean and quantiles over the draws, the first axis; by NumPy, since JAX compiles a sort."""
     return Band(np.mean(values, axis=0), *np.quantile(values, _TAILS, axis=0))
 

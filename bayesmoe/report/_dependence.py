@@ -14,7 +14,7 @@ from bayesmoe.core.compilation import jit_quickly
 from bayesmoe.core.density import conditional_density
 from bayesmoe.core.gate import Gate
 from bayesmoe.core.measure import MixingMeasure
-from bayesmoe.report._curves import LEVEL, Band, expert_lines
+from bayesmoe.report._curves import Band, band, expert_lines
 from bayesmoe.report._panels import chosen_rows, find_levels
 
 #: rows and draws that are averaged over at most, and columns that are shown at most
@@ -108,7 +108,7 @@ def partial_dependence(gate: Gate, draws: MixingMeasure, sweep: Sweep) -> Depend
     kept = jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf)[chosen]), flat)
     found = [map(np.asarray, _averages(gate, kept, jax.device_put(x))) for x in sweep.at]
     means, probabilities = (np.stack(parts, axis=-1) for parts in zip(*found, strict=True))
-    return Dependence(_band(means), _band(probabilities))
+    return Dependence(band(means), band(probabilities))
 
 
 @jit_quickly(static_argnums=0)
@@ -120,12 +120,6 @@ def _averages(gate: Gate, draws: MixingMeasure, x: Array) -> tuple[Array, Array]
         return jnp.mean(law.mean), jnp.mean(jnp.exp(law.log_weights), axis=0)
 
     return jax.vmap(one)(draws)
-
-
-def _band(values: np.ndarray) -> Band:
-    """Mean and quantiles over the draws, the first axis."""
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    return Band(values.mean(axis=0), low, high)
 
 
 def gate_dependence(gate: Gate, measure: MixingMeasure, x: pd.DataFrame) -> np.ndarray:

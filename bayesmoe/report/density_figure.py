@@ -21,7 +21,7 @@ from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.data.table import Axis
 from bayesmoe.diagnostics.analysis import Analysis
 from bayesmoe.report._along import figure_number, first_axis, held_text
-from bayesmoe.report._curves import LEVEL, MAX_DRAWS, Band, thinned
+from bayesmoe.report._curves import LEVEL, MAX_DRAWS, Band, band, thinned
 from bayesmoe.report._layout import DASHES, Text, axes_at, beside, new_figure, text_at
 from bayesmoe.report._panels import (
     GOLDEN,
@@ -167,9 +167,7 @@ def _laws(gate: Gate, draws: MixingMeasure, x: Array) -> tuple[Array, ...]:
 
 def densities(law: Laws, y: np.ndarray) -> Band:
     """p(y|x) at one point, law of shape ``(S, k)``: the mean over draws, and its 90 % band."""
-    found = _by_draw(law, y)
-    low, high = np.quantile(found, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    return Band(found.mean(axis=0), low, high)
+    return band(_by_draw(law, y))
 
 
 def mean_density(laws: Laws, y: np.ndarray) -> np.ndarray:
