@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from typing import Any
 
 import numpy as np
+
+# a first run compiles: what an earlier process left on the disk must not take part
+os.environ["PYTENSOR_FLAGS"] = f"base_compiledir={tempfile.mkdtemp(prefix='pytensor-')}"
+
 import nutpie
 import pymc as pm
 import pytensor.tensor as pt
@@ -37,14 +43,16 @@ class Sampler:
             _program(model, gate_x, x, y), initial_points=start, jitter_rvs=set()
         )
 
-    def __call__(self, seed: int, n_warmup: int, n_draws: int) -> dict[str, np.ndarray]:
-        """Draws of each site of one chain, leading axes ``(1, draw)``."""
+    def __call__(
+        self, seed: int, n_chains: int, n_warmup: int, n_draws: int
+    ) -> dict[str, np.ndarray]:
+        """Draws of each site, leading axes ``(chain, draw)``."""
         posterior = nutpie.sample(
             self._compiled,
             draws=n_draws,
             tune=n_warmup,
-            chains=1,
-            cores=1,
+            chains=n_chains,
+            cores=os.cpu_count(),
             seed=seed,
             progress_bar=False,
             low_rank_modified_mass_matrix=True,

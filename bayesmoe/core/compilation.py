@@ -45,6 +45,7 @@ def _jit(static_argnums: int | tuple[int, ...], options: Options, function: Func
     def call(*arguments: Any) -> Any:
         return program()(*arguments)
 
+    call.lower = lambda *arguments: program().lower(*arguments)  # type: ignore[attr-defined]
     return call
 
 
@@ -92,8 +93,8 @@ def in_background(task: Callable[[], object]) -> Iterator[None]:
 
 
 def compile_ahead(program: Any, *arguments: Any) -> None:
-    """Compile a program of `jax.jit` as a call with arguments of these shapes would.
+    """Compile a program of `jax.jit`, or of the above, as a call with these arguments would.
 
-    A later call then finds it compiled. Static arguments must be those of the later call.
+    Of arguments that are not static the shapes alone matter. A later call finds it compiled.
     """
     program.lower(*arguments).compile()

@@ -103,14 +103,15 @@ def _moments(values: Array | np.ndarray) -> tuple[Array, Array]:
     scale = xp.std(values / unit, axis=0) * unit
     # rounding gives constant values a deviation that is not always zero
     varying = (xp.max(values, axis=0) > xp.min(values, axis=0)) & (scale > 0)
-    return jnp.asarray(shift), jnp.asarray(xp.where(varying, scale, 1.0))
+    # `device_put` compiles nothing, as `jnp.asarray` does for every shape
+    return jax.device_put(shift), jax.device_put(xp.where(varying, scale, 1.0))
 
 
 def _root_mean_square(values: Array | np.ndarray) -> Array:
     """Over the first axis; one for zeros."""
     xp, unit = _namespace(values), _unit(values)
     size = xp.sqrt(xp.mean((values / unit) ** 2, axis=0)) * unit
-    return jnp.asarray(xp.where(size > 0, size, 1.0))
+    return jax.device_put(xp.where(size > 0, size, 1.0))
 
 
 def _unit(values: Array | np.ndarray) -> Any:

@@ -126,7 +126,7 @@ def described(
 ) -> tuple[MixingMeasure, Array, tuple[Status, ...]]:
     """Measures on the scale of the data, log priors and statuses; ``cold`` as for `judge`."""
     measures, log_prior, gates = describe(
-        problem.layout, prior, data, problem.scaling, jnp.asarray(optima.coordinates)
+        problem.layout, prior, data, problem.scaling, np.asarray(optima.coordinates)
     )
     gates = jax.device_get(gates)
     proper = prior is not None and prior.proper

@@ -12,7 +12,6 @@ import functools
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from arviz_stats.base import array_stats
 from jax import Array
@@ -86,7 +85,7 @@ def resample_laplace(
     for name, value in {"n_chains": n_chains, "n_draws": n_draws}.items():
         check_whole(name, value, least=1)
     map_key, proposal_key, resampling_key = jax.random.split(as_key(key), 3)
-    posterior = make_posterior(model, x, y, key=map_key, start=start)
+    posterior = make_posterior(model, x, y, (n_chains, n_draws), key=map_key, start=start)
     modes, size = posterior.modes, n_chains * n_draws
     rng = generator(proposal_key)
     u = _propose(modes, rng, _PROPOSALS * size)
@@ -95,10 +94,10 @@ def resample_laplace(
     weights = np.exp(log_weights - np.max(log_weights))
     weights /= weights.sum()
     chosen = _systematic(weights, generator(resampling_key), size)
-    sampled = posterior.restore(jnp.asarray(u[chosen].reshape(n_chains, n_draws, -1)))
+    sampled = posterior.restore(u[chosen].reshape(n_chains, n_draws, -1))
     return Resampled(
         **sampled._asdict(),
-        lp=jnp.asarray(lp[chosen].reshape(n_chains, n_draws)),
+        lp=jax.device_put(lp[chosen].reshape(n_chains, n_draws)),
         pareto_k=float(pareto_k),
         effective_size=float(1 / np.sum(weights**2)),
         mode_weights=modes.weights,
@@ -122,7 +121,7 @@ def _weigh(
     target: Target, data: Data, modes: Modes, u: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Log posterior densities of proposals ``(s, p)``, and their log importance ratios."""
-    lp = np.asarray(_log_densities(target, data, jnp.asarray(u)))
+    lp = np.asarray(_log_densities(target, data, u))
     log_ratio = lp - _log_proposal(modes, _shares(modes), u)
     # what the density has no value for (it underflows, say) has no weight
     return lp, np.where(np.isfinite(log_ratio), log_ratio, -np.inf)

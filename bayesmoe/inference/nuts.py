@@ -119,7 +119,14 @@ def sample_chains(
         _compile(_Run(target, n_warmup, n_draws, data), keys)
 
     posterior = make_posterior(
-        model, x, y, key=map_key, start=start, n_threads=n_threads, meanwhile=prepare
+        model,
+        x,
+        y,
+        (n_chains, n_draws),
+        key=map_key,
+        start=start,
+        n_threads=n_threads,
+        meanwhile=prepare,
     )
     target, data, modes = posterior.target, posterior.data, posterior.modes
     # where the density jumps, its curvature says nothing of masses
@@ -172,6 +179,6 @@ def _sample(
         chains = list(pool.map(sample, modes, whitening, keys))
     # by NumPy: JAX would compile the stacking of each field
     stacked: tuple[Chain, Array] = jax.tree.map(
-        lambda *leaves: jnp.asarray(np.stack(leaves)), *jax.device_get(chains)
+        lambda *leaves: jax.device_put(np.stack(leaves)), *jax.device_get(chains)
     )
     return stacked

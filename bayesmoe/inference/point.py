@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
@@ -241,7 +240,7 @@ def _assemble(
     )
     return Fit(
         # by NumPy: JAX would compile the indexing of each field
-        jax.tree.map(jnp.asarray, row(jax.device_get(measures), best)),
+        jax.device_put(row(jax.device_get(measures), best)),
         float(n * optima.value[best] - np.asarray(log_prior)[best]) - per_y,
         float(objective[best]) if prior is not None else float("nan"),
         statuses[best],

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from bayesmoe.core.compilation import in_background, jit_quickly
+from bayesmoe.core.compilation import compile_ahead, in_background, jit_quickly
 from bayesmoe.core.device import each
 from bayesmoe.core.layout import Layout
 from bayesmoe.core.likelihood import log_density, log_likelihood
@@ -58,11 +58,10 @@ class Posterior(NamedTuple):
     x: Array
     y: Array
 
-    def restore(self, u: Array) -> Sampled:
+    def restore(self, u: ArrayLike) -> Sampled:
         """Draws u of shape ``(chain, draw, p)`` in the coordinates sampled."""
         rows = watched_rows(len(self.y))
-        # indexed by NumPy: JAX would compile the indexing for every n
-        watched = np.asarray(self.x)[rows], np.asarray(self.y)[rows]
+        watched = _taken(rows, self.x, self.y)
         measures, total, by_row = _restore(self.target, self.scaling, self.data, *watched, u)
         return Sampled(measures, total, by_row, rows)
 
@@ -72,10 +71,16 @@ def watched_rows(n: int) -> np.ndarray:
     return np.unique(np.linspace(0, n - 1, _N_ROWS).astype(int))
 
 
+def _taken(rows: np.ndarray, *arrays: Array) -> tuple[np.ndarray, ...]:
+    """Rows of arrays, by NumPy: JAX would compile the indexing for every n."""
+    return tuple(np.asarray(array)[rows] for array in arrays)
+
+
 def make_posterior(
     model: MoE,
     x: ArrayLike,
     y: ArrayLike,
+    draws: tuple[int, int],
     *,
     key: Array,
     start: Fit | None,
@@ -84,7 +89,8 @@ def make_posterior(
 ) -> Posterior:
     """Check model, data and start, a MAP fit that is computed if not given; find the modes.
 
-    ``meanwhile`` is called in a thread of its own while they are sought, by ``n_threads``.
+    While they are sought, by ``n_threads``, a thread of its own calls ``meanwhile`` and compiles
+    what restores ``draws``, so many chains of so many.
 
     Raises
     ------
@@ -100,7 +106,14 @@ def make_posterior(
     scaling = Scaling.from_data(model.gate, covariates, response)
     data = make_data(covariates, response, scaling, layout.selection)
     target = Target(layout, model.prior)
-    with in_background(lambda: meanwhile(target, data)):
+    rows = watched_rows(len(response))
+
+    def compile_rest() -> None:
+        meanwhile(target, data)
+        u, watched = np.zeros((*draws, layout.size)), _taken(rows, covariates, response)
+        compile_ahead(_restore, target, scaling, data, *watched, u)
+
+    with in_background(compile_rest):
         if start is None:
             start = fit_map(model, covariates, response, key=key)
         modes = find_modes(target, scaling, data, start, n_threads)

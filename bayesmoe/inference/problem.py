@@ -108,7 +108,7 @@ def prepare(
         order = generator(jax.random.fold_in(as_key(key), 1)).permutation(len(response))
         rows = rows[0][order], rows[1][order]
     data = make_data(*rows, scaling, layout.selection)
-    return Problem(layout, scaling, data, begin, jnp.asarray(lower), n_starts)
+    return Problem(layout, scaling, data, begin, jax.device_put(lower), n_starts)
 
 
 def begin_also_at(problem: Problem, x: Array, y: Array, given: MixingMeasure) -> Problem:
@@ -146,9 +146,8 @@ def mean_objective(
                 density if jacobian is None else density + jacobian * layout.log_jacobian(measure)
             )
 
-        terms = Evaluation(
-            terms.value + log_prior(coordinates),
-            terms.gradient + jax.grad(log_prior)(coordinates),
-            terms.hessian + jax.hessian(log_prior)(coordinates),
-        )
+        # traced once, with all derivatives: it takes as long to trace as the likelihood
+        (value, gradient), along = jax.linearize(jax.value_and_grad(log_prior), coordinates)
+        _, hessian = jax.vmap(along)(jnp.eye(len(coordinates)))
+        terms = Evaluation(terms.value + value, terms.gradient + gradient, terms.hessian + hessian)
     return Evaluation(*(term / data.n_observations for term in terms))
