@@ -167,7 +167,7 @@ def split(label: str) -> tuple[Any, ...]:
     y = (y - y.mean()) / y.std()
     model = bm.moe(CASE[label].gate(3), 3)
     fit = bm.fit_map(model, x, y, key=3)
-    return make_posterior(model, x, y, key=jax.random.key(0), start=fit), model, x, y, fit
+    return make_posterior(model, x, y, (1, 1), key=jax.random.key(0), start=fit), model, x, y, fit
 
 
 @pytest.mark.slow
@@ -207,7 +207,7 @@ def test_modes_of_bounded_parameters_are_inside() -> None:
     x = rng.uniform(-1, 1, 60)
     y = 2.0 * x + np.where(x > 0, 0.1, 1e-3) * rng.standard_normal(60)  # below the least variance
     model = bm.moe("softmax", 2, "compact")
-    posterior = make_posterior(model, x, y, key=jax.random.key(0), start=None)
+    posterior = make_posterior(model, x, y, (1, 1), key=jax.random.key(0), start=None)
     target, modes = posterior.target, posterior.modes
     assert target.bounded
     for u, root in zip(modes.u, modes.whitening, strict=True):
