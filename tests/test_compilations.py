@@ -23,12 +23,12 @@ def _whole_way(truth: bm.Scenario, seed: int, n: int) -> None:
 
 @pytest.mark.slow
 def test_a_first_posterior_compiles_few_programs(caplog: pytest.LogCaptureFixture) -> None:
-    """25 of them: NumPy does on the host what it can, and one program climbs to MAP and modes."""
+    """15 of them: NumPy does on the host what it can, and one program climbs to MAP and modes."""
     x, y = bm.scenario("weak").simulate(0, 300)
     jax.clear_caches()
     with caplog.at_level(logging.DEBUG, logger="jax"), jax.log_compiles():
         sample_chains(bm.moe("softmax", 2), x, y, n_chains=1, n_warmup=10, n_draws=10)
-    assert sum("Finished XLA compilation" in record.getMessage() for record in caplog.records) < 30
+    assert sum("Finished XLA compilation" in record.getMessage() for record in caplog.records) < 20
 
 
 @pytest.mark.slow
@@ -37,8 +37,9 @@ def test_another_seed_and_sample_size_compile_nothing(caplog: pytest.LogCaptureF
     with caplog.at_level(logging.DEBUG, logger="jax"), jax.log_compiles():
         _whole_way(truth, 0, 1100)  # beyond the shortest stream
         first = [record.getMessage() for record in caplog.records]
-        # chains find the program that was compiled while their start was sought
-        assert sum("XLA compilation of jit(run_chain)" in text for text in first) == 1
+        # chains and draws find the programs that were compiled while their start was sought
+        for name in ("run_chain", "_restore"):
+            assert sum(f"XLA compilation of jit({name})" in text for text in first) == 1
         caplog.clear()
         _whole_way(truth, 1, 1300)
     messages = [record.getMessage() for record in caplog.records]
