@@ -15,11 +15,13 @@ import scipy.stats
 from conftest import CASE, GateCase
 
 import bayesmoe as bm
+from bayesmoe.core.likelihood import log_likelihood
 from bayesmoe.core.observations import Data, make_data
 from bayesmoe.core.priors import PRIORS, Prior
 from bayesmoe.core.scaling import Scaling
 from bayesmoe.inference.nuts import sample_chains
 from bayesmoe.inference.posterior import check_proper
+from bayesmoe.inference.problem import mean_objective
 from bayesmoe.inference.target import Target
 
 # every kind of interval: lines, half-lines either way, half-lines cut from positive ones, boxes
@@ -231,6 +233,33 @@ def test_gradient_and_hessian_agree_with_finite_differences(label: str, prior: s
     np.testing.assert_allclose(result.gradient, gradient, atol=1e-11 * scale)
     np.testing.assert_allclose(result.gradient, slopes, atol=1e-8 * scale)
     np.testing.assert_allclose(result.hessian, bends, atol=1e-8 * scale)
+
+
+@pytest.mark.parametrize("jacobian", [None, 0.0, 1.0])
+@pytest.mark.parametrize("label", ["softmax", "sigmoid"])
+def test_what_map_and_modes_maximise(label: str, jacobian: float | None) -> None:
+    """The mean of prior times likelihood, by one density after another, and its differences."""
+    case, target = CASE[label], make_target(label, "weak", k=2)
+    layout, prior = target
+    data = unstandardised(*observations(3, 30, 1))
+    share = None if jacobian is None else jnp.asarray(jacobian)
+    objective = jax.jit(lambda point: mean_objective(layout, prior, data, point, share))
+
+    def height(point: np.ndarray) -> float:
+        measure = layout.unpack(jnp.asarray(point))
+        free = jax.jacfwd(lambda at: free_parameters(case, layout.unpack(at)))(jnp.asarray(point))
+        volume = (jacobian or 0.0) * np.linalg.slogdet(free)[1]
+        likelihood = float(log_likelihood(layout, jnp.asarray(point), data))
+        return (likelihood + log_prior(prior, case, measure) + volume) / 30
+
+    point = 0.7 * np.random.default_rng(5).normal(size=layout.size)
+    found, step = objective(point), 1e-5
+    ends = [(point + step * e, point - step * e) for e in np.eye(len(point))]
+    np.testing.assert_allclose(found.value, height(point), rtol=1e-12)
+    slopes = [(height(up) - height(down)) / (2 * step) for up, down in ends]
+    np.testing.assert_allclose(found.gradient, slopes, atol=1e-8 * np.max(np.abs(slopes)))
+    bends = [(objective(up).gradient - objective(down).gradient) / (2 * step) for up, down in ends]
+    np.testing.assert_allclose(found.hessian, bends, atol=1e-8 * np.max(np.abs(bends)))
 
 
 REFUSED = {
