@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from typing import Any
 
 import numpy as np
-
-# a first run compiles: what an earlier process left on the disk must not take part
-os.environ["PYTENSOR_FLAGS"] = f"base_compiledir={tempfile.mkdtemp(prefix='pytensor-')}"
-
 import nutpie
 import pymc as pm
 import pytensor.tensor as pt

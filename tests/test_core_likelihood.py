@@ -17,7 +17,7 @@ import bayesmoe as bm
 from bayesmoe.core.hessian import evaluate_log_likelihood
 from bayesmoe.core.layout import Layout
 from bayesmoe.core.likelihood import log_density, log_likelihood
-from bayesmoe.core.observations import CHUNK, FEW, SHORT_CHUNK, Data, make_data
+from bayesmoe.core.observations import CHUNK, FEW, SHORT_CHUNK, Data, make_data, sum_over_chunks
 from bayesmoe.core.scaling import Scaling
 
 N = CHUNK + 189
@@ -170,6 +170,19 @@ def test_capacity_and_padding_do_not_matter() -> None:
     for storage in (data, small):
         value = jax.jit(log_likelihood, static_argnums=0)(layout, theta, storage)
         np.testing.assert_allclose(value, want[0], rtol=1e-13)
+
+
+def test_a_chunk_is_traced_once() -> None:
+    """For the shapes of its terms and for their sum."""
+    traced, n = [], 3 * CHUNK + 5
+    data = make_data(np.zeros((n, 1)), np.ones(n), Scaling.identity(1))
+
+    def terms(data: Data, index: jax.Array) -> jax.Array:
+        traced.append(index)
+        return jnp.sum(data.y[index])
+
+    total = jax.jit(lambda data: sum_over_chunks(data, functools.partial(terms, data)))(data)
+    assert (float(total), len(traced)) == (n, 1)
 
 
 @pytest.mark.parametrize("n", [1, SHORT_CHUNK, FEW, FEW + 1, CHUNK, CHUNK + 1, 33 * CHUNK])

@@ -24,7 +24,7 @@ Function = Callable[..., Any]
 
 def jit_quickly(static_argnums: int | tuple[int, ...]) -> Callable[[Function], Function]:
     """A decorator: `jax.jit` for programs that run seldom, compiled `QUICKLY` where that can be."""
-    return functools.partial(_jit, static_argnums, QUICKLY)
+    return functools.partial(_Program, static_argnums, QUICKLY)
 
 
 def jit_unoptimised(static_argnums: int | tuple[int, ...]) -> Callable[[Function], Function]:
@@ -32,21 +32,30 @@ def jit_unoptimised(static_argnums: int | tuple[int, ...]) -> Callable[[Function
 
     They are compiled `UNOPTIMISED` where that can be.
     """
-    return functools.partial(_jit, static_argnums, UNOPTIMISED)
+    return functools.partial(_Program, static_argnums, UNOPTIMISED)
 
 
-def _jit(static_argnums: int | tuple[int, ...], options: Options, function: Function) -> Function:
-    @functools.cache  # not before the first call: to ask the compiler starts JAX's devices
-    def program() -> Any:
-        known = options if _knows_options() else None
-        return jax.jit(function, static_argnums=static_argnums, compiler_options=known)
+class _Program:
+    """What `jax.jit` makes of a function, with options where the compiler knows them."""
 
-    @functools.wraps(function)
-    def call(*arguments: Any) -> Any:
-        return program()(*arguments)
+    def __init__(
+        self, static_argnums: int | tuple[int, ...], options: Options, function: Function
+    ) -> None:
+        functools.update_wrapper(self, function)
+        self._make = functools.partial(jax.jit, function, static_argnums=static_argnums)
+        self._options = options
 
-    call.lower = lambda *arguments: program().lower(*arguments)  # type: ignore[attr-defined]
-    return call
+    @functools.cached_property
+    def _program(self) -> Any:
+        # not before the first call: to ask the compiler starts JAX's devices
+        return self._make(compiler_options=self._options if _knows_options() else None)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._program(*arguments)
+
+    def lower(self, *arguments: Any) -> Any:
+        """As `jax.jit` does, to be compiled ahead."""
+        return self._program.lower(*arguments)
 
 
 @functools.cache

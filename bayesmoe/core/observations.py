@@ -67,7 +67,7 @@ def make_data(x: ArrayLike, y: ArrayLike, scaling: Scaling, selection: Selection
         padded = np.zeros((capacity * length, *values.shape[1:]))
         padded[:n] = values
         chunks = padded.reshape(capacity, length, *values.shape[1:])
-        return jax.device_put(np.ascontiguousarray(np.moveaxis(chunks, 1, -1)))
+        return jax.device_put(np.moveaxis(chunks, 1, -1))
 
     gate_x = (covariates - np.asarray(scaling.gate_shift)) / np.asarray(scaling.gate_scale)
     expert_x = (covariates - np.asarray(scaling.x_shift)) / np.asarray(scaling.x_scale)
@@ -87,7 +87,7 @@ def sum_over_chunks(data: Data, terms: Callable[[Array], T]) -> T:
     An accelerator takes many chunks at once: then its memory holds the terms of all of these.
     """
     terms = jax.jit(terms, inline=True)  # traced once, for its shapes and for its values
-    shapes = jax.eval_shape(terms, jnp.zeros((), int))
+    shapes = jax.eval_shape(terms, 0)  # weakly typed, as the loop's index is
     zero = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     if on_accelerator():
         width = min(_AT_ONCE, data.y.shape[0])

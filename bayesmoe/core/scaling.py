@@ -103,7 +103,7 @@ def _moments(values: Array | np.ndarray) -> tuple[Array, Array]:
     scale = xp.std(values / unit, axis=0) * unit
     # rounding gives constant values a deviation that is not always zero
     varying = (xp.max(values, axis=0) > xp.min(values, axis=0)) & (scale > 0)
-    # `device_put` compiles nothing, as `jnp.asarray` does for every shape
+    # not by `jnp.asarray`, which would compile anew for every shape
     return jax.device_put(shift), jax.device_put(xp.where(varying, scale, 1.0))
 
 
