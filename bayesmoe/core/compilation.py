@@ -22,26 +22,33 @@ UNOPTIMISED: Options = QUICKLY | {"xla_backend_optimization_level": 0}
 Function = Callable[..., Any]
 
 
-def jit_quickly(static_argnums: int | tuple[int, ...]) -> Callable[[Function], Function]:
+def jit_quickly(static_argnums: int | tuple[int, ...]) -> Callable[[Function], Program]:
     """A decorator: `jax.jit` for programs that run seldom, compiled `QUICKLY` where that can be."""
-    return functools.partial(_Program, static_argnums, QUICKLY)
+    return functools.partial(Program, static_argnums, QUICKLY)
 
 
-def jit_unoptimised(static_argnums: int | tuple[int, ...]) -> Callable[[Function], Function]:
+def jit_unoptimised(static_argnums: int | tuple[int, ...]) -> Callable[[Function], Program]:
     """A decorator: `jax.jit` for programs that take far longer to compile than to run, anywhere.
 
     They are compiled `UNOPTIMISED` where that can be.
     """
-    return functools.partial(_Program, static_argnums, UNOPTIMISED)
+    return functools.partial(Program, static_argnums, UNOPTIMISED)
 
 
-class _Program:
-    """What `jax.jit` makes of a function, with options where the compiler knows them."""
+class Program:
+    """What `jax.jit` makes of a function, with options where the compiler knows them.
+
+    Attributes
+    ----------
+    function
+        The function itself, for use within another program, whose options hold there.
+    """
 
     def __init__(
         self, static_argnums: int | tuple[int, ...], options: Options, function: Function
     ) -> None:
         functools.update_wrapper(self, function)
+        self.function = function
         self._make = functools.partial(jax.jit, function, static_argnums=static_argnums)
         self._options = options
 
@@ -56,6 +63,10 @@ class _Program:
     def lower(self, *arguments: Any) -> Any:
         """As `jax.jit` does, to be compiled ahead."""
         return self._program.lower(*arguments)
+
+    def eval_shape(self, *arguments: Any) -> Any:
+        """As `jax.jit` does: the results' shapes."""
+        return self._program.eval_shape(*arguments)
 
 
 @functools.cache

@@ -94,10 +94,10 @@ def resample_laplace(
     weights = np.exp(log_weights - np.max(log_weights))
     weights /= weights.sum()
     chosen = _systematic(weights, generator(resampling_key), size)
-    sampled = posterior.restore(u[chosen].reshape(n_chains, n_draws, -1))
+    u, lp = u[chosen].reshape(n_chains, n_draws, -1), lp[chosen].reshape(n_chains, n_draws)
     return Resampled(
-        **sampled._asdict(),
-        lp=jax.device_put(lp[chosen].reshape(n_chains, n_draws)),
+        **posterior.restore(u, lp)._asdict(),
+        lp=jax.device_put(lp),
         pareto_k=float(pareto_k),
         effective_size=float(1 / np.sum(weights**2)),
         mode_weights=modes.weights,

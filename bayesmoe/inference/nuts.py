@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from bayesmoe.core.compilation import compile_ahead
+from bayesmoe.core.compilation import compile_ahead, in_background
 from bayesmoe.core.device import on_accelerator
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE
@@ -24,7 +24,7 @@ from bayesmoe.core.validate import as_key, check_whole
 from bayesmoe.inference.point import Fit
 from bayesmoe.inference.posterior import make_posterior
 from bayesmoe.inference.target import Target
-from bayesmoe.inference.transitions import Chain, run_chain, run_chains
+from bayesmoe.inference.transitions import Chain, begin_chain, run_chain, run_chains
 
 N_CHAINS = 4
 N_WARMUP = 500
@@ -113,10 +113,9 @@ def sample_chains(
     for name, value in (counts | {"n_threads": n_threads}).items():
         check_whole(name, value, least=1)
     map_key, chain_key = jax.random.split(as_key(key))
-    keys = [jax.random.fold_in(chain_key, chain) for chain in range(n_chains)]
 
     def prepare(target: Target, data: Data) -> None:
-        _compile(_Run(target, n_warmup, n_draws, data), keys)
+        _Run(target, n_warmup, n_draws, data, chain_key).compile(n_chains)
 
     posterior = make_posterior(
         model,
@@ -132,11 +131,10 @@ def sample_chains(
     # where the density jumps, its curvature says nothing of masses
     jumps = model.gate.jumps(model.n_experts)
     start_modes = np.zeros(n_chains, int) if jumps else modes.allocate(n_chains)
-    run = _Run(target, n_warmup, n_draws, data)
-    places = modes.u[start_modes], modes.whitening[start_modes]
-    stacked, step_size = _sample(run, *places, keys, n_threads)
+    run = _Run(target, n_warmup, n_draws, data, chain_key)
+    stacked, step_size = run.sample(modes.u[start_modes], modes.whitening[start_modes], n_threads)
     return Draws(
-        **posterior.restore(stacked.u)._asdict(),
+        **posterior.restore(stacked.u, stacked.lp)._asdict(),
         lp=stacked.lp,
         energy=stacked.energy,
         acceptance_rate=stacked.acceptance_rate,
@@ -149,36 +147,45 @@ def sample_chains(
 
 
 class _Run(NamedTuple):
-    """The arguments that all chains share."""
+    """What all chains share."""
 
     target: Target
     n_warmup: int
     n_draws: int
     data: Data
+    key: Array
 
+    def compile(self, n_chains: int) -> None:
+        """Compile the programs that so many chains need."""
+        target, n_warmup, n_draws, data, key = self
+        p = target.layout.size
+        if on_accelerator():
+            places = np.zeros((n_chains, p)), np.zeros((n_chains, p, p))
+            compile_ahead(run_chains, target, n_warmup, n_draws, data, *places, key)
+            return
+        begin = target, n_warmup, data, np.zeros(p), np.zeros((p, p)), key, 0
+        run = target, n_warmup, n_draws, data, *begin[3:5], begin_chain.eval_shape(*begin)
+        with in_background(partial(compile_ahead, begin_chain, *begin)):
+            compile_ahead(run_chain, *run)
 
-def _compile(run: _Run, keys: list[Array]) -> None:
-    p, c = run.target.layout.size, len(keys)
-    if on_accelerator():
-        compile_ahead(run_chains, *run, np.zeros((c, p)), np.zeros((c, p, p)), jnp.stack(keys))
-    else:
-        compile_ahead(run_chain, *run, np.zeros(p), np.zeros((p, p)), keys[0])
+    def sample(
+        self, modes: np.ndarray, whitening: np.ndarray, n_threads: int
+    ) -> tuple[Chain, Array]:
+        """A chain for each of the modes ``(c, p)``: in threads, on an accelerator side by side."""
+        target, n_warmup, n_draws, data, key = self
+        if on_accelerator():
+            return run_chains(target, n_warmup, n_draws, data, modes, whitening, key)
 
+        def one(chain: int) -> tuple[Chain, Array]:
+            place = modes[chain], whitening[chain]
+            state = begin_chain(target, n_warmup, data, *place, key, chain)
+            run = run_chain(target, n_warmup, n_draws, data, *place, state)
+            return jax.block_until_ready(run)
 
-def _sample(
-    run: _Run, modes: np.ndarray, whitening: np.ndarray, keys: list[Array], n_threads: int
-) -> tuple[Chain, Array]:
-    """A chain for each of the modes ``(c, p)``: in threads, on an accelerator side by side."""
-    if on_accelerator():
-        return run_chains(*run, modes, whitening, jnp.stack(keys))
-
-    def sample(mode: np.ndarray, whitening: np.ndarray, key: Array) -> tuple[Chain, Array]:
-        return jax.block_until_ready(run_chain(*run, mode, whitening, key))
-
-    with ThreadPoolExecutor(n_threads) as pool:
-        chains = list(pool.map(sample, modes, whitening, keys))
-    # by NumPy: JAX would compile the stacking of each field
-    stacked: tuple[Chain, Array] = jax.tree.map(
-        lambda *leaves: jax.device_put(np.stack(leaves)), *jax.device_get(chains)
-    )
-    return stacked
+        with ThreadPoolExecutor(n_threads) as pool:
+            chains = list(pool.map(one, range(len(modes))))
+        # by NumPy: JAX would compile the stacking of each field
+        stacked: tuple[Chain, Array] = jax.tree.map(
+            lambda *leaves: jax.device_put(np.stack(leaves)), *jax.device_get(chains)
+        )
+        return stacked

@@ -11,10 +11,9 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from bayesmoe.core.compilation import compile_ahead, in_background, jit_quickly
-from bayesmoe.core.device import each
+from bayesmoe.core.compilation import compile_ahead, in_background, jit_unoptimised
 from bayesmoe.core.layout import Layout
-from bayesmoe.core.likelihood import log_density, log_likelihood
+from bayesmoe.core.likelihood import log_density
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE
 from bayesmoe.core.observations import Data, make_data
@@ -58,11 +57,11 @@ class Posterior(NamedTuple):
     x: Array
     y: Array
 
-    def restore(self, u: ArrayLike) -> Sampled:
-        """Draws u of shape ``(chain, draw, p)`` in the coordinates sampled."""
+    def restore(self, u: ArrayLike, lp: ArrayLike) -> Sampled:
+        """Draws in the coordinates sampled, ``(chain, draw, p)``, of log density ``lp``."""
         rows = watched_rows(len(self.y))
-        watched = _taken(rows, self.x, self.y)
-        measures, total, by_row = _restore(self.target, self.scaling, self.data, *watched, u)
+        data = self.data.n_observations, *_taken(rows, self.x, self.y)
+        measures, total, by_row = _restore(self.target, self.scaling, *data, u, lp)
         return Sampled(measures, total, by_row, rows)
 
 
@@ -110,8 +109,9 @@ def make_posterior(
 
     def compile_rest() -> None:
         meanwhile(target, data)
-        u, watched = np.zeros((*draws, layout.size)), _taken(rows, covariates, response)
-        compile_ahead(_restore, target, scaling, data, *watched, u)
+        watched = _taken(rows, covariates, response)
+        u, lp = np.zeros((*draws, layout.size)), np.zeros(draws)
+        compile_ahead(_restore, target, scaling, data.n_observations, *watched, u, lp)
 
     with in_background(compile_rest):
         if start is None:
@@ -144,16 +144,16 @@ def _check_start(layout: Layout, start: Fit) -> None:
     layout.check("start", start.measure)
 
 
-@jit_quickly(static_argnums=0)
+@jit_unoptimised(static_argnums=0)
 def _restore(
-    target: Target, scaling: Scaling, data: Data, x: Array, y: Array, u: Array
+    target: Target, scaling: Scaling, n: Array, x: Array, y: Array, u: Array, lp: Array
 ) -> tuple[MixingMeasure, Array, Array]:
-    """Measures and log-likelihoods on the scale of the data, and rows' log densities."""
+    """Measures and log-likelihoods on the scale of the n data, and rows' log densities."""
 
-    def restore(one: Array) -> tuple[MixingMeasure, Array, Array]:
+    def restore(one: Array, lp: Array) -> tuple[MixingMeasure, Array, Array]:
         measure = scaling.restore(target.measure(one))
-        total = log_likelihood(target.layout, target.coordinates(one), data)
-        total -= data.n_observations * jnp.log(scaling.y_scale)
+        # what the sampler knows already: the likelihood need not be evaluated again
+        total = lp - target.log_prior(one) - n * jnp.log(scaling.y_scale)
         return measure, total, log_density(target.layout.gate, measure, x, y)
 
-    return jax.lax.map(lambda chain: each(restore, chain), u)
+    return jax.lax.map(lambda chain: jax.vmap(restore)(*chain), (u, lp))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from jax import Array
 from numpyro.infer.hmc import HMCState, hmc
 from numpyro.infer.util import ParamInfo
 
+from bayesmoe.core.compilation import jit_unoptimised
 from bayesmoe.core.observations import Data
 from bayesmoe.inference.target import Target
 
@@ -47,9 +48,19 @@ class Chain(NamedTuple):
     diverging: Array
 
 
-class _Split(NamedTuple):
-    """Coordinates u as a held block, moved by Metropolis, and a whitened one, moved by NUTS."""
+class State(NamedTuple):
+    """A chain between two iterations: NUTS's state, the held block ``(h,)``, the key to move it."""
 
+    nuts: HMCState
+    held: Array
+    key: Array
+
+
+class _Split(NamedTuple):
+    """A target over a held block of coordinates u, moved by Metropolis, and one moved by NUTS."""
+
+    target: Target
+    data: Data
     mode: Array  # (p,)
     whitening: Array  # (p - h, p - h), an inverse root of the free block's curvature
     n_held: int
@@ -57,15 +68,65 @@ class _Split(NamedTuple):
     def join(self, held: Array, z: Array) -> Array:
         return jnp.concatenate([held, self.mode[self.n_held :] + self.whitening @ z])
 
+    def log_density(self, held: Array, z: Array) -> Array:
+        return self.target.log_density(self.join(held, z), self.data)
 
-def _split(target: Target, mode: Array, whitening: Array) -> _Split:
+    def potential(self, held: Array) -> _Density:
+        return lambda z: -self.log_density(held, z)
+
+
+def _split(target: Target, data: Data, mode: Array, whitening: Array) -> _Split:
     layout = target.layout
     if not layout.gate.jumps(layout.n_experts):
-        return _Split(mode, whitening, 0)
+        return _Split(target, data, mode, whitening, 0)
     held = layout.n_gate
     # given the held block, the curvature of the free one is its block of the whole
     curvature = jnp.linalg.inv(whitening @ whitening.T)[held:, held:]
-    return _Split(mode, jnp.linalg.inv(jnp.linalg.cholesky(curvature)).T, held)
+    root = jnp.linalg.inv(jnp.linalg.cholesky(curvature)).T
+    return _Split(target, data, mode, root, held)
+
+
+def _kernel(split: _Split, n_warmup: int) -> tuple[Callable[..., HMCState], Callable[..., Any]]:
+    """NumPyro's NUTS: what makes a state of a start, the held block and a key; and the next one."""
+    initialise, transition = hmc(potential_fn_gen=split.potential)
+
+    def begin(start: ParamInfo, held: Array, key: Array) -> HMCState:
+        return initialise(
+            start,
+            n_warmup,
+            dense_mass=True,
+            target_accept_prob=_ACCEPT,
+            max_tree_depth=_MAX_TREE_DEPTH,
+            model_args=(held,),
+            rng_key=key,
+        )
+
+    return begin, transition
+
+
+@jit_unoptimised(static_argnums=(0, 1))
+def begin_chain(
+    target: Target,
+    n_warmup: int,
+    data: Data,
+    mode: Array,
+    whitening: Array,
+    key: Array,
+    chain: Array,
+) -> State:
+    """The state in which a chain begins, around ``mode``; as `run_chain`, and:
+
+    Parameters
+    ----------
+    key, chain
+        A JAX key that all chains share, and the chain's number ``()``.
+    """
+    split = _split(target, data, mode, whitening)
+    start_key, nuts_key, hop_key = jax.random.split(jax.random.fold_in(key, chain), 3)
+    held = mode[: split.n_held]
+    spread = _SPREAD * jax.random.normal(start_key, mode[split.n_held :].shape)
+    begin, _ = _kernel(split, n_warmup)
+    return State(begin(_start(split.potential(held), spread), held, nuts_key), held, hop_key)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -76,9 +137,9 @@ def run_chain(
     data: Data,
     mode: Array,
     whitening: Array,
-    key: Array,
+    state: State,
 ) -> tuple[Chain, Array]:
-    """One chain from around ``mode``, and its step size after warm-up.
+    """One chain from a state of `begin_chain`, and its step size after warm-up.
 
     Parameters
     ----------
@@ -88,48 +149,30 @@ def run_chain(
         Iterations for adaptation and to keep.
     mode, whitening
         A mode ``(p,)`` and an inverse root of the curvature there, ``(p, p)``.
-    key
-        A JAX key.
     """
-    split = _split(target, mode, whitening)
+    split = _split(target, data, mode, whitening)
+    begin, transition = _kernel(split, n_warmup)
+    # the transition has its settings from the initialisation: it is traced, not run again
+    first = state.nuts
+    start = ParamInfo(first.z, first.potential_energy, first.z_grad)
+    jax.eval_shape(begin, start, state.held, state.key)
 
-    def log_density(held: Array, z: Array) -> Array:
-        return target.log_density(split.join(held, z), data)
-
-    def potential(held: Array) -> _Density:
-        return lambda z: -log_density(held, z)
-
-    start_key, nuts_key, hop_key = jax.random.split(key, 3)
-    held = mode[: split.n_held]
-    spread = _SPREAD * jax.random.normal(start_key, mode[split.n_held :].shape)
-    initialise, transition = hmc(potential_fn_gen=potential)
-    state = initialise(
-        _start(potential(held), spread),
-        n_warmup,
-        dense_mass=True,
-        target_accept_prob=_ACCEPT,
-        max_tree_depth=_MAX_TREE_DEPTH,
-        model_args=(held,),
-        rng_key=nuts_key,
-    )
-
-    def step(
-        carry: tuple[HMCState, Array, Array], _: None
-    ) -> tuple[tuple[HMCState, Array, Array], Chain]:
-        state, held, hop_key = carry
-        new = transition(state, (held,), {})
+    def step(state: State, _: None) -> tuple[State, Chain]:
+        nuts, held, key = state
+        nuts = transition(nuts, (held,), {})
         if split.n_held:
-            density = functools.partial(log_density, z=new.z)
-            held, hop_key = _hops(density, held, -new.potential_energy, hop_key)
-            value, gradient = jax.value_and_grad(potential(held))(new.z)
-            new = new._replace(potential_energy=value, z_grad=gradient)
-        u, lp = split.join(held, new.z), -new.potential_energy
-        draw = Chain(u, lp, new.energy, new.accept_prob, new.num_steps, new.diverging)
-        return (new, held, hop_key), draw
+            density = functools.partial(split.log_density, z=nuts.z)
+            held, key = _hops(density, held, -nuts.potential_energy, key)
+            value, gradient = jax.value_and_grad(split.potential(held))(nuts.z)
+            nuts = nuts._replace(potential_energy=value, z_grad=gradient)
+        u, lp = split.join(held, nuts.z), -nuts.potential_energy
+        draw = Chain(u, lp, nuts.energy, nuts.accept_prob, nuts.num_steps, nuts.diverging)
+        return State(nuts, held, key), draw
 
     # one loop for warm-up and draws: the kernel is compiled once
-    (last, *_), draws = jax.lax.scan(step, (state, held, hop_key), None, length=n_warmup + n_draws)
-    return jax.tree.map(lambda leaf: leaf[n_warmup:], draws), last.adapt_state.step_size
+    last, draws = jax.lax.scan(step, state, None, length=n_warmup + n_draws)
+    step_size = last.nuts.adapt_state.step_size
+    return jax.tree.map(lambda leaf: leaf[n_warmup:], draws), step_size
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -140,15 +183,19 @@ def run_chains(
     data: Data,
     modes: Array,
     whitening: Array,
-    keys: Array,
+    key: Array,
 ) -> tuple[Chain, Array]:
     """Chains side by side in one program, as an accelerator wants it; see `run_chain`.
 
-    Modes ``(c, p)``, whitening ``(c, p, p)`` and keys ``(c,)`` are those of each of c chains, the
-    leading axis of all results.
+    Modes ``(c, p)`` and whitening ``(c, p, p)`` are those of each of c chains, the leading axis of
+    all results; they share the key.
     """
-    run = functools.partial(run_chain, target, n_warmup, n_draws, data)
-    return jax.vmap(run)(modes, whitening, keys)
+
+    def one(mode: Array, whitening: Array, chain: Array) -> tuple[Chain, Array]:
+        state = begin_chain.function(target, n_warmup, data, mode, whitening, key, chain)
+        return run_chain(target, n_warmup, n_draws, data, mode, whitening, state)
+
+    return jax.vmap(one)(modes, whitening, jnp.arange(len(modes)))
 
 
 def _start(potential: _Density, z: Array) -> ParamInfo:
