@@ -8,7 +8,6 @@ proposals miss a part of the posterior.
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -18,6 +17,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from scipy.special import gammaln, logsumexp
 
+from bayesmoe.core.compilation import jit_wide
 from bayesmoe.core.device import each
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE
@@ -127,7 +127,7 @@ def _weigh(
     return lp, np.where(np.isfinite(log_ratio), log_ratio, -np.inf)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jit_wide(static_argnums=0)
 def _log_densities(target: Target, data: Data, u: Array) -> Array:
     return each(lambda one: target.log_density(one, data), u)
 

@@ -22,7 +22,7 @@ from jax import Array
 from numpyro.infer.hmc import HMCState, hmc
 from numpyro.infer.util import ParamInfo
 
-from bayesmoe.core.compilation import jit_unoptimised
+from bayesmoe.core.compilation import jit_unoptimised, jit_wide
 from bayesmoe.core.observations import Data
 from bayesmoe.inference.target import Target
 
@@ -129,7 +129,7 @@ def begin_chain(
     return State(begin(_start(split.potential(held), spread), held, nuts_key), held, hop_key)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@jit_wide(static_argnums=(0, 1, 2))
 def run_chain(
     target: Target,
     n_warmup: int,
@@ -193,7 +193,7 @@ def run_chains(
 
     def one(mode: Array, whitening: Array, chain: Array) -> tuple[Chain, Array]:
         state = begin_chain.function(target, n_warmup, data, mode, whitening, key, chain)
-        return run_chain(target, n_warmup, n_draws, data, mode, whitening, state)
+        return run_chain.function(target, n_warmup, n_draws, data, mode, whitening, state)
 
     return jax.vmap(one)(modes, whitening, jnp.arange(len(modes)))
 
