@@ -11,6 +11,7 @@ import numpyro.distributions as dist
 from jax import Array
 
 import bayesmoe as bm
+from bayesmoe.core.compilation import jit_wide
 from bayesmoe.core.hessian import evaluate_log_likelihood
 from bayesmoe.core.layout import Layout
 from bayesmoe.core.likelihood import log_likelihood
@@ -35,7 +36,7 @@ def plain(layout: Layout, coordinates: Array, x: Array, y: Array) -> Array:
 
 
 def entries() -> Iterator[Row]:
-    """Value and gradient, and the Hessian, for each gate."""
+    """Value and gradient, and the Hessian, for each gate; the same with all of AVX-512."""
     for gate in GATES:
         yield from _rows(gate)
 
@@ -62,3 +63,8 @@ def _rows(gate: str) -> Iterator[Row]:
         newton, naive_hessian, rounds=5,
     )  # fmt: skip
     yield compare(f"value, gradient: {where}", "our own Hessian", gradient, newton, most=6.0)
+    # as the programs that run long are compiled
+    wide_gradient = partial(jit_wide(())(jax.value_and_grad(fused)), at, data)
+    wide_newton = partial(jit_wide(())(partial(evaluate_log_likelihood, layout)), at, data)
+    yield compare(f"value, gradient, `jit_wide`: {where}", "`jax.jit`", wide_gradient, gradient)
+    yield compare(f"with Hessian, `jit_wide`: {where}", "`jax.jit`", wide_newton, newton)
