@@ -19,7 +19,7 @@ QUICKLY: Options = {"xla_cpu_use_fusion_emitters": False}
 #: and these as little time as can be, for programs that run once and have little to do
 UNOPTIMISED: Options = QUICKLY | {"xla_backend_optimization_level": 0}
 #: for programs that run long: XLA leaves half of a CPU's AVX-512 unused, if it has that, which
-#: makes the likelihood's gradient a quarter slower and its Hessian a twelfth
+#: makes the likelihood's gradient a fifth slower and its Hessian a twentieth
 WIDE: Options = {"xla_cpu_prefer_vector_width": 512}
 
 Function = Callable[..., Any]
