@@ -17,9 +17,13 @@ from oracles import Floats, Oracle
 from xarray import DataTree
 
 import bayesmoe as bm
-from bayesmoe.inference.laplace import _log_proposal, _propose, _systematic, _weigh
-from bayesmoe.inference.modes import Modes, _triangular, find_modes
+from bayesmoe.core.layout import Layout
+from bayesmoe.inference.chart import Chart
+from bayesmoe.inference.laplace import _Proposal, _systematic, _weigh
+from bayesmoe.inference.modes import _triangular, find_modes
 from bayesmoe.inference.posterior import make_posterior
+
+STRAIGHT = Layout(CASE["softmax"].gate(), 2, 1)  # charts are straight without a temperature
 
 
 @functools.cache
@@ -98,13 +102,10 @@ def test_seeds_decide() -> None:
 def test_proposals_have_the_density_of_a_mixture_of_t_laws() -> None:
     rng = np.random.default_rng(0)
     roots = rng.normal(size=(2, 3, 3))
-    modes = Modes(rng.normal(size=(2, 3)), roots, np.zeros(2))
+    centres = rng.normal(size=(2, 3))
     u, shares = rng.normal(size=(5, 3)), np.array([0.3, 0.7])
-    got = _log_proposal(modes, shares, u)
-    laws = [
-        scipy.stats.multivariate_t(np.asarray(modes.u[i]), roots[i] @ roots[i].T, df=8)
-        for i in range(2)
-    ]
+    got = _Proposal(STRAIGHT, Chart(centres, roots, np.zeros((2, 3))), shares).log_density(u)
+    laws = [scipy.stats.multivariate_t(centres[i], roots[i] @ roots[i].T, df=8) for i in range(2)]
     expected = np.log(sum(s * law.pdf(u) for s, law in zip(shares, laws, strict=True)))
     np.testing.assert_allclose(got, expected, rtol=1e-10)
 
@@ -115,7 +116,9 @@ def test_proposals_depend_on_the_curvature_alone() -> None:
     root, centre = rng.normal(size=(3, 3)), rng.normal(size=(1, 3))
     turned = root @ scipy.stats.ortho_group.rvs(3, random_state=4)
     first, second = (
-        _propose(Modes(centre, _triangular(r[None]), np.zeros(1)), np.random.default_rng(5), 20_000)
+        _Proposal(STRAIGHT, Chart(centre, _triangular(r[None]), np.zeros((1, 3))), np.ones(1)).draw(
+            np.random.default_rng(5), 20_000
+        )
         for r in (root, turned)
     )
     np.testing.assert_allclose(_triangular(root[None])[0], np.linalg.cholesky(root @ root.T))
@@ -139,9 +142,10 @@ class TwoHills(NamedTuple):
 def test_proposals_and_their_weights_belong_together() -> None:
     """The mean weight is the mass of the density, to five standard errors, from both modes."""
     centres, roots = np.array([[3.0, 3.0], [-3.0, -3.0]]), np.stack([np.eye(2)] * 2)
-    modes = Modes(centres, roots, np.log([0.999, 0.001]))
-    u = _propose(modes, np.random.default_rng(2), 40_000)
-    _, log_ratio = _weigh(TwoHills(), None, modes, u)
+    shares = np.array([0.95, 0.05])
+    proposal = _Proposal(STRAIGHT, Chart(centres, roots, np.zeros((2, 2))), shares)
+    u = proposal.draw(np.random.default_rng(2), 40_000)
+    _, log_ratio = _weigh(TwoHills(), None, proposal, u)
     for side, mass in ((u[:, 0] > 0, 2.4), (u[:, 0] < 0, 0.6)):
         weights = np.exp(log_ratio) * side
         assert abs(weights.mean() - mass) < 5 * weights.std() / np.sqrt(len(u))

@@ -19,11 +19,14 @@ from scipy.special import gammaln, logsumexp
 
 from bayesmoe.core.compilation import jit_wide
 from bayesmoe.core.device import each
+from bayesmoe.core.layout import Layout
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE
 from bayesmoe.core.observations import Data
 from bayesmoe.core.validate import as_key, check_whole
+from bayesmoe.inference.chart import Chart, make_charts
 from bayesmoe.inference.modes import Modes
+from bayesmoe.inference.outcome import row
 from bayesmoe.inference.point import Fit
 from bayesmoe.inference.posterior import make_posterior
 from bayesmoe.inference.starts import generator
@@ -88,8 +91,9 @@ def resample_laplace(
     posterior = make_posterior(model, x, y, (n_chains, n_draws), key=map_key, start=start)
     modes, size = posterior.modes, n_chains * n_draws
     rng = generator(proposal_key)
-    u = _propose(modes, rng, _PROPOSALS * size)
-    lp, log_ratio = _weigh(posterior.target, posterior.data, modes, u)
+    proposal = _Proposal.around(posterior.target, modes)
+    u = proposal.draw(rng, _PROPOSALS * size)
+    lp, log_ratio = _weigh(posterior.target, posterior.data, proposal, u)
     log_weights, pareto_k = array_stats.psislw(-log_ratio)  # it takes log(1/ratio)
     weights = np.exp(log_weights - np.max(log_weights))
     weights /= weights.sum()
@@ -104,25 +108,51 @@ def resample_laplace(
     )
 
 
-def _shares(modes: Modes) -> np.ndarray:
-    weights = modes.weights
-    return (1 - _DEFENSIVE) * weights + _DEFENSIVE / len(weights)
+class _Proposal(NamedTuple):
+    """A mixture of t laws, one in each of m charts, with weights ``(m,)``.
 
+    By NumPy: JAX would compile it for every number of modes, which takes longer than all the rest.
+    """
 
-def _propose(modes: Modes, rng: np.random.Generator, size: int) -> np.ndarray:
-    """Draws ``(size, p)`` from the mixture of t laws."""
-    mode = rng.choice(len(modes.u), size=size, p=_shares(modes))
-    z = rng.standard_normal((size, modes.u.shape[1]))
-    z *= np.sqrt(_DEGREES / rng.chisquare(_DEGREES, size))[:, None]
-    return modes.u[mode] + np.einsum("spq,sq->sp", modes.whitening[mode], z)
+    layout: Layout
+    charts: Chart
+    weights: np.ndarray
+
+    @classmethod
+    def around(cls, target: Target, modes: Modes) -> _Proposal:
+        """The mixture around the modes."""
+        weights = (1 - _DEFENSIVE) * modes.weights + _DEFENSIVE / len(modes.u)
+        return cls(target.layout, make_charts(target, modes.u, modes.whitening), weights)
+
+    def draw(self, rng: np.random.Generator, size: int) -> np.ndarray:
+        """Draws ``(size, p)``."""
+        charts = self.charts
+        chart = row(charts, rng.choice(len(charts.mode), size=size, p=self.weights))
+        z = rng.standard_normal(chart.mode.shape)
+        z *= np.sqrt(_DEGREES / rng.chisquare(_DEGREES, size))[:, None]
+        v = chart.mode + np.einsum("spq,sq->sp", chart.whitening, z)
+        return np.asarray(chart.bend(self.layout, v)[0])
+
+    def log_density(self, u: np.ndarray) -> np.ndarray:
+        """The log density at u ``(s, p)``."""
+        p, charts = u.shape[1], self.charts
+        constant = (
+            gammaln((_DEGREES + p) / 2) - gammaln(_DEGREES / 2) - p / 2 * np.log(_DEGREES * np.pi)
+        )
+        each_chart = jax.tree.map(lambda leaf: leaf[:, None], charts)
+        v, log_volume = each_chart.straighten(self.layout, u)
+        z = np.linalg.solve(charts.whitening, (v - each_chart.mode).mT)
+        log_volume = log_volume + np.linalg.slogdet(charts.whitening)[1][:, None]
+        tails = (_DEGREES + p) / 2 * np.log1p(np.sum(z**2, axis=1) / _DEGREES)
+        return logsumexp(constant + np.log(self.weights)[:, None] - log_volume - tails, axis=0)
 
 
 def _weigh(
-    target: Target, data: Data, modes: Modes, u: np.ndarray
+    target: Target, data: Data, proposal: _Proposal, u: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Log posterior densities of proposals ``(s, p)``, and their log importance ratios."""
     lp = np.asarray(_log_densities(target, data, u))
-    log_ratio = lp - _log_proposal(modes, _shares(modes), u)
+    log_ratio = lp - proposal.log_density(u)
     # what the density has no value for (it underflows, say) has no weight
     return lp, np.where(np.isfinite(log_ratio), log_ratio, -np.inf)
 
@@ -130,21 +160,6 @@ def _weigh(
 @jit_wide(static_argnums=0)
 def _log_densities(target: Target, data: Data, u: Array) -> Array:
     return each(lambda one: target.log_density(one, data), u)
-
-
-def _log_proposal(modes: Modes, shares: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """The log density of the mixture of t laws at u ``(s, p)``.
-
-    By NumPy: JAX would compile it for every number of modes, which takes longer than all the rest.
-    """
-    p, whitening = u.shape[1], modes.whitening
-    constant = (
-        gammaln((_DEGREES + p) / 2) - gammaln(_DEGREES / 2) - p / 2 * np.log(_DEGREES * np.pi)
-    )
-    z = np.linalg.solve(whitening, (u - modes.u[:, None]).mT)
-    volume = np.linalg.slogdet(whitening)[1]
-    tails = (_DEGREES + p) / 2 * np.log1p(np.sum(z**2, axis=1) / _DEGREES)
-    return logsumexp((constant - volume + np.log(shares))[:, None] - tails, axis=0)
 
 
 def _systematic(weights: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:

@@ -21,6 +21,8 @@ from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE
 from bayesmoe.core.observations import Data
 from bayesmoe.core.validate import as_key, check_whole
+from bayesmoe.inference.chart import Chart, blank_charts, make_charts
+from bayesmoe.inference.outcome import row
 from bayesmoe.inference.point import Fit
 from bayesmoe.inference.posterior import make_posterior
 from bayesmoe.inference.target import Target
@@ -132,7 +134,8 @@ def sample_chains(
     jumps = model.gate.jumps(model.n_experts)
     start_modes = np.zeros(n_chains, int) if jumps else modes.allocate(n_chains)
     run = _Run(target, n_warmup, n_draws, data, chain_key)
-    stacked, step_size = run.sample(modes.u[start_modes], modes.whitening[start_modes], n_threads)
+    charts = make_charts(target, modes.u[start_modes], modes.whitening[start_modes])
+    stacked, step_size = run.sample(charts, n_threads)
     return Draws(
         **posterior.restore(stacked.u, stacked.lp)._asdict(),
         lp=stacked.lp,
@@ -160,30 +163,29 @@ class _Run(NamedTuple):
         target, n_warmup, n_draws, data, key = self
         p = target.layout.size
         if on_accelerator():
-            places = np.zeros((n_chains, p)), np.zeros((n_chains, p, p))
-            compile_ahead(run_chains, target, n_warmup, n_draws, data, *places, key)
+            charts = blank_charts(n_chains, p)
+            compile_ahead(run_chains, target, n_warmup, n_draws, data, charts, key)
             return
-        begin = target, n_warmup, data, np.zeros(p), np.zeros((p, p)), key, 0
-        run = target, n_warmup, n_draws, data, *begin[3:5], begin_chain.eval_shape(*begin)
+        chart = row(blank_charts(1, p), 0)
+        begin = target, n_warmup, data, chart, key, 0
+        run = target, n_warmup, n_draws, data, chart, begin_chain.eval_shape(*begin)
         with in_background(partial(compile_ahead, begin_chain, *begin)):
             compile_ahead(run_chain, *run)
 
-    def sample(
-        self, modes: np.ndarray, whitening: np.ndarray, n_threads: int
-    ) -> tuple[Chain, Array]:
-        """A chain for each of the modes ``(c, p)``: in threads, on an accelerator side by side."""
+    def sample(self, charts: Chart, n_threads: int) -> tuple[Chain, Array]:
+        """A chain in each of the charts: in threads, on an accelerator side by side."""
         target, n_warmup, n_draws, data, key = self
         if on_accelerator():
-            return run_chains(target, n_warmup, n_draws, data, modes, whitening, key)
+            return run_chains(target, n_warmup, n_draws, data, charts, key)
 
         def one(chain: int) -> tuple[Chain, Array]:
-            place = modes[chain], whitening[chain]
-            state = begin_chain(target, n_warmup, data, *place, key, chain)
-            run = run_chain(target, n_warmup, n_draws, data, *place, state)
+            chart = row(charts, chain)
+            state = begin_chain(target, n_warmup, data, chart, key, chain)
+            run = run_chain(target, n_warmup, n_draws, data, chart, state)
             return jax.block_until_ready(run)
 
         with ThreadPoolExecutor(n_threads) as pool:
-            chains = list(pool.map(one, range(len(modes))))
+            chains = list(pool.map(one, range(len(charts.mode))))
         # by NumPy: JAX would compile the stacking of each field
         stacked: tuple[Chain, Array] = jax.tree.map(
             lambda *leaves: jax.device_put(np.stack(leaves)), *jax.device_get(chains)

@@ -1,7 +1,7 @@
 """One chain: NUTS transitions and, where the density jumps, Metropolis steps between them.
 
 NumPyro's NUTS is driven by one compiled program per model, capacity of the data and length of the
-run: data, mode and metric are arguments, so that replicates and sample sizes share it.
+run: data and chart are arguments, so that replicates and sample sizes share it.
 
 No gradient tells of a jump. Where the density jumps as the gate moves (top-K with K < k), NUTS
 over all coordinates shortens its steps until they fit between two jumps, and stands still. There
@@ -24,6 +24,7 @@ from numpyro.infer.util import ParamInfo
 
 from bayesmoe.core.compilation import jit_unoptimised, jit_wide
 from bayesmoe.core.observations import Data
+from bayesmoe.inference.chart import Chart
 from bayesmoe.inference.target import Target
 
 _SPREAD = 0.5  # of the chains' starts around the mode, in its standard deviations
@@ -61,29 +62,32 @@ class _Split(NamedTuple):
 
     target: Target
     data: Data
-    mode: Array  # (p,)
+    chart: Chart
     whitening: Array  # (p - h, p - h), an inverse root of the free block's curvature
     n_held: int
 
-    def join(self, held: Array, z: Array) -> Array:
-        return jnp.concatenate([held, self.mode[self.n_held :] + self.whitening @ z])
+    def join(self, held: Array, z: Array) -> tuple[Array, Array]:
+        """u, and the log determinant of its derivative in the free block."""
+        free = self.chart.mode[self.n_held :] + self.whitening @ z
+        return self.chart.bend(self.target.layout, jnp.concatenate([held, free]))
 
     def log_density(self, held: Array, z: Array) -> Array:
-        return self.target.log_density(self.join(held, z), self.data)
+        u, log_volume = self.join(held, z)
+        return self.target.log_density(u, self.data) + log_volume
 
     def potential(self, held: Array) -> _Density:
         return lambda z: -self.log_density(held, z)
 
 
-def _split(target: Target, data: Data, mode: Array, whitening: Array) -> _Split:
-    layout = target.layout
+def _split(target: Target, data: Data, chart: Chart) -> _Split:
+    layout, whitening = target.layout, chart.whitening
     if not layout.gate.jumps(layout.n_experts):
-        return _Split(target, data, mode, whitening, 0)
+        return _Split(target, data, chart, whitening, 0)
     held = layout.n_gate
     # given the held block, the curvature of the free one is its block of the whole
     curvature = jnp.linalg.inv(whitening @ whitening.T)[held:, held:]
     root = jnp.linalg.inv(jnp.linalg.cholesky(curvature)).T
-    return _Split(target, data, mode, root, held)
+    return _Split(target, data, chart, root, held)
 
 
 def _kernel(split: _Split, n_warmup: int) -> tuple[Callable[..., HMCState], Callable[..., Any]]:
@@ -109,19 +113,18 @@ def begin_chain(
     target: Target,
     n_warmup: int,
     data: Data,
-    mode: Array,
-    whitening: Array,
+    chart: Chart,
     key: Array,
     chain: Array,
 ) -> State:
-    """The state in which a chain begins, around ``mode``; as `run_chain`, and:
+    """The state in which a chain begins, around a mode; as `run_chain`, and:
 
     Parameters
     ----------
     key, chain
         A JAX key that all chains share, and the chain's number ``()``.
     """
-    split = _split(target, data, mode, whitening)
+    split, mode = _split(target, data, chart), chart.mode
     start_key, nuts_key, hop_key = jax.random.split(jax.random.fold_in(key, chain), 3)
     held = mode[: split.n_held]
     spread = _SPREAD * jax.random.normal(start_key, mode[split.n_held :].shape)
@@ -135,8 +138,7 @@ def run_chain(
     n_warmup: int,
     n_draws: int,
     data: Data,
-    mode: Array,
-    whitening: Array,
+    chart: Chart,
     state: State,
 ) -> tuple[Chain, Array]:
     """One chain from a state of `begin_chain`, and its step size after warm-up.
@@ -147,10 +149,10 @@ def run_chain(
         What is sampled.
     n_warmup, n_draws
         Iterations for adaptation and to keep.
-    mode, whitening
-        A mode ``(p,)`` and an inverse root of the curvature there, ``(p, p)``.
+    chart
+        Coordinates around a mode.
     """
-    split = _split(target, data, mode, whitening)
+    split = _split(target, data, chart)
     begin, transition = _kernel(split, n_warmup)
     # the transition has its settings from the initialisation: it is traced, not run again
     first = state.nuts
@@ -165,7 +167,8 @@ def run_chain(
             held, key = _hops(density, held, -nuts.potential_energy, key)
             value, gradient = jax.value_and_grad(split.potential(held))(nuts.z)
             nuts = nuts._replace(potential_energy=value, z_grad=gradient)
-        u, lp = split.join(held, nuts.z), -nuts.potential_energy
+        u, log_volume = split.join(held, nuts.z)
+        lp = -nuts.potential_energy - log_volume
         draw = Chain(u, lp, nuts.energy, nuts.accept_prob, nuts.num_steps, nuts.diverging)
         return State(nuts, held, key), draw
 
@@ -181,21 +184,19 @@ def run_chains(
     n_warmup: int,
     n_draws: int,
     data: Data,
-    modes: Array,
-    whitening: Array,
+    charts: Chart,
     key: Array,
 ) -> tuple[Chain, Array]:
     """Chains side by side in one program, as an accelerator wants it; see `run_chain`.
 
-    Modes ``(c, p)`` and whitening ``(c, p, p)`` are those of each of c chains, the leading axis of
-    all results; they share the key.
+    Charts have a leading axis of c chains, as all results do; the chains share the key.
     """
 
-    def one(mode: Array, whitening: Array, chain: Array) -> tuple[Chain, Array]:
-        state = begin_chain.function(target, n_warmup, data, mode, whitening, key, chain)
-        return run_chain.function(target, n_warmup, n_draws, data, mode, whitening, state)
+    def one(chart: Chart, chain: Array) -> tuple[Chain, Array]:
+        state = begin_chain.function(target, n_warmup, data, chart, key, chain)
+        return run_chain.function(target, n_warmup, n_draws, data, chart, state)
 
-    return jax.vmap(one)(modes, whitening, jnp.arange(len(modes)))
+    return jax.vmap(one)(charts, jnp.arange(len(charts.mode)))
 
 
 def _start(potential: _Density, z: Array) -> ParamInfo:
