@@ -12,8 +12,8 @@ from benchmarks.table import line, machine_facts, show
 from benchmarks.timing import Entry
 
 NAMES = (
-    "likelihood", "em", "scaling", "study", "sampling", "starts", "losses", "engine", "data",
-    "prediction", "accelerator",
+    "likelihood", "em", "scaling", "study", "sampling", "necks", "starts", "losses", "engine",
+    "data", "prediction", "accelerator",
 )  # fmt: skip
 
 

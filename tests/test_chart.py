@@ -73,6 +73,7 @@ def posterior(n: int) -> Posterior:
     return make_posterior(model, x, y, (1, 1), key=jax.random.key(0), start=None)
 
 
+@pytest.mark.slow
 def test_whitening_is_that_of_the_bent_density() -> None:
     """In z the negative Hessian at the mode is the identity: of the density, volume included."""
     target, _, data, modes, *_ = posterior(120)
@@ -185,6 +186,7 @@ def divergences() -> int:
     return sum(int(np.sum(np.asarray(run.diverging))) for run in runs)
 
 
+@pytest.mark.slow
 def test_no_funnel_is_left_in_which_chains_diverge(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of these few data's draws, one in 5000 diverges; one in 75 where β1 itself is sampled.
 

@@ -1,0 +1,92 @@
+"""Where chains diverge: few data under the activation gate, and experts to spare.
+
+With few data the activation gate's slope and temperature are known by their ratio alone, a funnel
+that charts (`bayesmoe.inference.chart`) take out; beside them, chains that move in the slope
+itself. With an expert to spare posteriors have narrow necks and several modes; R-hat is then looked
+at within the modes in which chains stayed.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
+from unittest import mock
+
+import numpy as np
+from arviz_stats.base import array_stats
+
+import bayesmoe as bm
+from bayesmoe.diagnostics.chain_modes import together
+from bayesmoe.diagnostics.mixing import without_labels
+from bayesmoe.inference import chart
+from bayesmoe.inference.nuts import Draws, sample_chains
+from benchmarks.timing import Entry, Figure, row
+
+ACTIVATION = "activation_dense_to_sparse"
+FEW = (("lambda", 120, 24), ("plane", 200, 8))  # scenario, n, data sets
+SPARE = ("lambda", "weak")
+N_SPARE, N_SETS = 1_000, 3
+MOST_DIVERGENT, LARGEST_RHAT = 0.01, 1.01
+
+_AXES = {"chain_axis": 1, "draw_axis": 2}
+
+
+class _Posterior(NamedTuple):
+    """What became of one posterior; R-hat within modes."""
+
+    divergent: float
+    rhat: float
+    n_modes: int
+    per_step: float  # bulk ESS per leapfrog step
+
+
+def entries() -> Iterator[Entry]:
+    """Effective draws per gradient, divergences and R-hat."""
+    for scenario, n, n_sets in FEW:
+        yield from _few(scenario, n, n_sets)
+    for scenario, gate in itertools.product(SPARE, ("softmax", ACTIVATION)):
+        found = [_sample(scenario, gate, 3, N_SPARE, seed) for seed in range(N_SETS)]
+        worst = max(one.divergent for one in found), max(one.rhat for one in found)
+        yield Figure(
+            f"k = 3 for two: {scenario}, {gate}, n = {N_SPARE}, {N_SETS} data sets",
+            f"divergent at most {100 * worst[0]:.2f} %, R-hat within a mode at most "
+            f"{worst[1]:.3f}, chains stayed in {[one.n_modes for one in found]} modes",
+            f"below {100 * MOST_DIVERGENT:.0f} % and {LARGEST_RHAT}",
+            worst[0] < MOST_DIVERGENT and worst[1] < LARGEST_RHAT,
+        )
+
+
+def _few(scenario: str, n: int, n_sets: int) -> Iterator[Entry]:
+    where = f"{scenario}, {ACTIVATION}, n = {n}, {n_sets} data sets"
+    bent = [_sample(scenario, ACTIVATION, 2, n, seed) for seed in range(n_sets)]
+    with mock.patch.object(chart, "_told_by_data", return_value=0.0):
+        straight = [_sample(scenario, ACTIVATION, 2, n, seed) for seed in range(n_sets)]
+    rates = (np.array([1000 * one.per_step for one in runs]) for runs in (bent, straight))
+    yield row(f"bulk ESS per 1000 gradients: {where}", "β1 itself", *rates, unit="")
+    for name, runs in (("charts", bent), ("β1 itself", straight)):
+        divergent = np.array([one.divergent for one in runs])
+        yield Figure(
+            f"{name}: {where}",
+            f"divergent {100 * divergent.mean():.2f} % of draws, above {100 * MOST_DIVERGENT:.0f} "
+            f"% in {np.sum(divergent > MOST_DIVERGENT)} posteriors; R-hat at most "
+            f"{max(one.rhat for one in runs):.3f}",
+        )
+
+
+def _sample(scenario: str, gate: str, k: int, n: int, seed: int) -> _Posterior:
+    x, y = bm.scenario(scenario, gate=gate).simulate(seed, n)
+    draws = sample_chains(bm.moe(gate, k), x, y, key=seed)
+    watched = without_labels(
+        draws.log_likelihood, draws.row_log_density, draws.measures.temperature
+    )
+    modes = together(watched)
+    rhat = max(float(np.max(array_stats.rhat(watched[:, chains], **_AXES))) for chains in modes)
+    return _Posterior(
+        float(np.mean(np.asarray(draws.diverging))), rhat, len(modes), _per_step(draws, watched)
+    )
+
+
+def _per_step(draws: Draws, watched: np.ndarray) -> float:
+    ess = array_stats.ess(watched, method="bulk", **_AXES)
+    return float(np.min(ess) / np.sum(np.asarray(draws.n_steps)))
