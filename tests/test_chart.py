@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import bayesmoe as bm
 from bayesmoe.core.layout import Layout
-from bayesmoe.core.priors import weak
+from bayesmoe.core.priors import compact, weak
 from bayesmoe.inference import chart, nuts
 from bayesmoe.inference.chart import Chart, make_charts
 from bayesmoe.inference.laplace import _Proposal
@@ -139,14 +139,32 @@ def test_intercepts_go_with_the_temperature_as_their_prior_and_data_say(
     np.testing.assert_allclose(powers, expected, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "law", [dist.Cauchy(0.0, 1.0), dist.ImproperUniform(dist.constraints.real, (), ())]
-)
-def test_a_prior_without_variance_tells_nothing(law: dist.Distribution) -> None:
+@pytest.mark.parametrize("law", [dist.Normal(0.0, 50.0), dist.Cauchy(0.0, 1.0)])
+def test_a_prior_is_no_wider_than_a_posterior_may_be(law: dist.Distribution) -> None:
+    """Under a curvature of 0.1: where it is flat there, data tell nothing either."""
     prior = dataclasses.replace(weak(SIGMOID), gate_slope=law)
     target = Target(Layout(SIGMOID, 2, 1), prior)
-    root = 5.0 * np.eye(target.layout.size)[None]
-    assert make_charts(target, np.zeros((1, target.layout.size)), root).powers[0, 0] == 1.0
+    for variance, share in ((10.0, 0.0), (1.0, 0.9)):
+        root = np.sqrt(variance) * np.eye(target.layout.size)[None]
+        powers = make_charts(target, np.zeros((1, target.layout.size)), root).powers
+        np.testing.assert_allclose(powers[0, 0], share, atol=1e-12)
+
+
+def test_a_prior_whose_variance_is_not_known_counts_as_wide() -> None:
+    law = dist.ImproperUniform(dist.constraints.real, (), ())
+    with pytest.raises(NotImplementedError):
+        _ = law.variance
+    assert chart._variance(law) == np.inf
+    assert chart._variance(dist.Cauchy(0.0, 1.0)) == np.inf
+    assert chart._variance(dist.Normal(0.0, 3.0)) == 9.0
+
+
+def test_charts_are_straight_under_a_bounded_prior() -> None:
+    target = Target(Layout(SIGMOID, 2, 1), compact(SIGMOID))
+    root = 0.1 * np.eye(target.layout.size)[None]
+    found = make_charts(target, np.ones((1, target.layout.size)), root)
+    assert not np.any(found.powers)
+    np.testing.assert_array_equal(found.whitening, root)
 
 
 def test_proposals_have_the_density_they_are_drawn_from() -> None:

@@ -19,6 +19,7 @@ from jax import Array
 from numpyro.distributions import Distribution
 
 from bayesmoe.core.layout import Layout
+from bayesmoe.inference.modes import LEAST_CURVATURE
 from bayesmoe.inference.target import Target
 
 Floats = Any  # arrays of NumPy or of JAX
@@ -63,11 +64,15 @@ def blank_charts(m: int, p: int) -> Chart:
 
 
 def make_charts(target: Target, u: np.ndarray, whitening: np.ndarray) -> Chart:
-    """Charts around modes ``(m, p)``, from inverse roots of the curvature in u ``(m, p, p)``."""
+    """Charts around modes ``(m, p)``, from inverse roots of the curvature in u ``(m, p, p)``.
+
+    They are straight under a bounded prior. There u goes on where τ ends, and posteriors reach far
+    from the mode, where steep slopes are no multiples of τ: bent charts do harm.
+    """
     layout, prior = target
     gate, free = layout.gate, (layout.n_experts - 1) * layout.n_gate_covariates
     place, powers = _temperature(layout), np.zeros(u.shape)
-    if place is None:
+    if place is None or target.bounded:
         return Chart(u, whitening, powers)
     if not gate.slope_per_temperature:
         powers[:, :free] = _told_by_data(whitening, place, slice(0, free), prior.gate_slope)
@@ -99,11 +104,15 @@ def _temperature(layout: Layout) -> int | None:
 def _told_by_data(
     whitening: np.ndarray, place: int, where: slice, prior: Distribution
 ) -> np.ndarray:
-    """One less the ratio of posterior to prior variance, both given τ: ``(m, w)``, in [0, 1]."""
+    """One less the ratio of posterior to prior variance, both given τ: ``(m, w)``, in [0, 1].
+
+    No prior counts as wider than a posterior may be.
+    """
     along, rows = whitening[:, place], whitening[:, where]
     covariance = np.einsum("mwp,mp->mw", rows, along)
     given = np.sum(rows**2, axis=-1) - covariance**2 / np.sum(along**2, axis=-1)[:, None]
-    return np.clip(1.0 - given / _variance(prior), 0.0, 1.0)
+    widest = min(_variance(prior), 1.0 / LEAST_CURVATURE)
+    return np.clip(1.0 - given / widest, 0.0, 1.0)
 
 
 def _variance(prior: Distribution) -> float:

@@ -25,8 +25,8 @@ from bayesmoe.inference.point import Fit
 from bayesmoe.inference.starts import pack
 from bayesmoe.inference.target import Target
 
-# no direction is taken to be wider than this curvature allows: priors are on standardised data
-_LEAST_CURVATURE = 0.1
+#: no direction is taken to be wider than this allows: priors are on standardised data
+LEAST_CURVATURE = 0.1
 _SAME = 1e-4  # modes as dense and as wide as each other, in log units, are copies under new labels
 
 
@@ -119,7 +119,7 @@ def _approximate(optima: newton.Optimum, n: int) -> tuple[Modes, np.ndarray]:
     """Laplace's approximation at maxima of a mean over n observations, and the log densities."""
     heights = n * np.asarray(optima.value)
     curvature, directions = np.linalg.eigh(n * np.asarray(optima.curvature))
-    curvature = np.maximum(np.abs(curvature), _LEAST_CURVATURE)
+    curvature = np.maximum(np.abs(curvature), LEAST_CURVATURE)
     evidence = heights - 0.5 * np.sum(np.log(curvature), axis=1)
     root = directions / np.sqrt(curvature)[:, None]
     return Modes(np.asarray(optima.coordinates), _triangular(root), evidence), heights
