@@ -21,10 +21,12 @@ from bayesmoe.diagnostics.chain_modes import together
 from bayesmoe.diagnostics.mixing import without_labels
 from bayesmoe.inference import chart
 from bayesmoe.inference.nuts import Draws, sample_chains
+from bayesmoe.models import make_gate
 from benchmarks.timing import Entry, Figure, row
 
 ACTIVATION = "activation_dense_to_sparse"
-FEW = (("lambda", 120, 24), ("plane", 200, 8))  # scenario, n, data sets
+# scenario, the fitted activation, n, data sets
+FEW = (("lambda", "sigmoid", 120, 24), ("lambda", "gelu", 120, 8), ("plane", "sigmoid", 200, 8))
 SPARE = ("lambda", "weak")
 N_SPARE, N_SETS = 1_000, 3
 MOST_DIVERGENT, LARGEST_RHAT = 0.01, 1.01
@@ -43,10 +45,10 @@ class _Posterior(NamedTuple):
 
 def entries() -> Iterator[Entry]:
     """Effective draws per gradient, divergences and R-hat."""
-    for scenario, n, n_sets in FEW:
-        yield from _few(scenario, n, n_sets)
+    for few in FEW:
+        yield from _few(*few)
     for scenario, gate in itertools.product(SPARE, ("softmax", ACTIVATION)):
-        found = [_sample(scenario, gate, 3, N_SPARE, seed) for seed in range(N_SETS)]
+        found = [_sample(scenario, bm.moe(gate, 3), N_SPARE, seed) for seed in range(N_SETS)]
         worst = max(one.divergent for one in found), max(one.rhat for one in found)
         yield Figure(
             f"k = 3 for two: {scenario}, {gate}, n = {N_SPARE}, {N_SETS} data sets",
@@ -57,11 +59,12 @@ def entries() -> Iterator[Entry]:
         )
 
 
-def _few(scenario: str, n: int, n_sets: int) -> Iterator[Entry]:
-    where = f"{scenario}, {ACTIVATION}, n = {n}, {n_sets} data sets"
-    bent = [_sample(scenario, ACTIVATION, 2, n, seed) for seed in range(n_sets)]
+def _few(scenario: str, activation: str, n: int, n_sets: int) -> Iterator[Entry]:
+    where = f"{scenario}, activation gate ({activation}), n = {n}, {n_sets} data sets"
+    model = bm.moe(make_gate(ACTIVATION, activation=activation), 2)
+    bent = [_sample(scenario, model, n, seed) for seed in range(n_sets)]
     with mock.patch.object(chart, "_told_by_data", return_value=0.0):
-        straight = [_sample(scenario, ACTIVATION, 2, n, seed) for seed in range(n_sets)]
+        straight = [_sample(scenario, model, n, seed) for seed in range(n_sets)]
     rates = (np.array([1000 * one.per_step for one in runs]) for runs in (bent, straight))
     yield row(f"bulk ESS per 1000 gradients: {where}", "β1 itself", *rates, unit="")
     for name, runs in (("charts", bent), ("β1 itself", straight)):
@@ -74,9 +77,9 @@ def _few(scenario: str, n: int, n_sets: int) -> Iterator[Entry]:
         )
 
 
-def _sample(scenario: str, gate: str, k: int, n: int, seed: int) -> _Posterior:
-    x, y = bm.scenario(scenario, gate=gate).simulate(seed, n)
-    draws = sample_chains(bm.moe(gate, k), x, y, key=seed)
+def _sample(scenario: str, model: bm.MoE, n: int, seed: int) -> _Posterior:
+    x, y = bm.scenario(scenario, gate=model.gate.name).simulate(seed, n)
+    draws = sample_chains(model, x, y, key=seed)
     watched = without_labels(
         draws.log_likelihood, draws.row_log_density, draws.measures.temperature
     )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+import scipy.stats
 from conftest import CASE
 from hypothesis import given
 from hypothesis import strategies as st
@@ -213,3 +214,24 @@ def test_no_funnel_is_left_in_which_chains_diverge(monkeypatch: pytest.MonkeyPat
     assert divergences() <= 12
     monkeypatch.setattr(chart, "_told_by_data", lambda *_: 0.0)
     assert divergences() >= 30
+
+
+@pytest.mark.slow
+def test_the_end_of_the_funnel_is_reached_as_often_as_its_closed_form_says() -> None:
+    """As τ falls to zero the gate becomes linear, and data tell nothing of τ.
+
+    Given β1/τ and β0/τ, log τ = t then has its normal prior's density times exp(t), the volume of
+    β1: a normal law again. Of draws below a first bound the share below a second one is compared,
+    to four standard errors of 80 batches.
+    """
+    x, y = bm.scenario("lambda", gate="activation_dense_to_sparse").simulate(102, 120)
+    model = bm.moe("activation_dense_to_sparse", 2)
+    draws = nuts.sample_chains(model, x, y, n_warmup=1000, n_draws=10_000)
+    log_tau = np.log(np.asarray(draws.measures.temperature)).reshape(80, -1)
+    first, second = -4.3, -4.8
+    here, beyond = (np.mean(log_tau < bound, axis=1) for bound in (first, second))
+    share = beyond.mean() / here.mean()
+    error = np.std(beyond - share * here, ddof=1) / np.sqrt(80) / here.mean()
+    law = scipy.stats.norm(float(model.prior.temperature.loc) + 1.0, model.prior.temperature.scale)
+    assert error < 0.06
+    assert abs(share - law.cdf(second) / law.cdf(first)) < 4 * error
