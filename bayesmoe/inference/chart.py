@@ -5,8 +5,8 @@ change elsewhere. Where β1 is no multiple of τ in a gate's coordinates, they d
 far as logits are nearly linear in x, so that the width of β1 goes with τ and the posterior narrows
 to a funnel, whose end no chain of one step size reaches. A prior on β1 keeps the width as it is.
 Slopes are therefore sampled as v in u = v (τ/τ0)^s, with τ0 the temperature at the mode and s the
-share of what is known that data tell: the partial non-centring of Papaspiliopoulos, Roberts & Sköld
-(Statistical Science 2007, 22(1), section 4).
+share of what is known that data tell: a partial non-centring, after Papaspiliopoulos, Roberts &
+Sköld (Statistical Science 2007, 22(1), 59-73).
 """
 
 from __future__ import annotations

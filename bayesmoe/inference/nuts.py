@@ -1,6 +1,6 @@
-"""NUTS in identifiable coordinates, whitened by the curvature at a mode.
+"""NUTS in charts of the identifiable coordinates around modes, whitened by the curvature there.
 
-Neither coordinates nor whitening change the target: see `Target`.
+Neither coordinates nor charts change the target: see `Target` and `Chart`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Draws(NamedTuple):
     rows
         Indices of r rows spread over the data, shape ``(r,)``.
     lp
-        log posterior density in the coordinates sampled, up to a constant.
+        log posterior density in the coordinates u of `Target`, up to a constant.
     energy, acceptance_rate, n_steps, diverging
         The sampler's: Hamiltonian, mean acceptance, leapfrog steps, divergences.
     step_size
