@@ -16,7 +16,7 @@ import bayesmoe as bm
 from bayesmoe.core.measure import FIELDS
 from bayesmoe.diagnostics.chain_modes import chain_modes, together
 from bayesmoe.diagnostics.posterior import DIMS, describe_model
-from bayesmoe.inference.modes import Modes
+from bayesmoe.inference.modes import allocate
 
 N, DRAWS = 120, 200
 TRUTH = bm.MixingMeasure(
@@ -142,10 +142,6 @@ def test_grouping_is_transitive_and_leaves_a_stuck_chain_alone() -> None:
     assert [group.tolist() for group in together(quantities)] == [[0, 1, 2], [3], [4]]
 
 
-def modes(weights: list[float]) -> Modes:
-    return Modes(np.zeros((len(weights), 1)), np.ones((len(weights), 1, 1)), np.log(weights))
-
-
 @pytest.mark.parametrize(
     ("weights", "n", "expected"),
     [
@@ -159,15 +155,16 @@ def modes(weights: list[float]) -> Modes:
 def test_chains_start_in_proportion_to_mass(
     weights: list[float], n: int, expected: list[int]
 ) -> None:
-    assert modes(weights).allocate(n).tolist() == expected
+    assert allocate(np.array(weights), n).tolist() == expected
 
 
 @pytest.mark.slow
 @given(st.lists(st.floats(0.01, 1.0), min_size=1, max_size=6), st.integers(1, 9))
 def test_no_mode_is_off_its_share_by_a_chain(weights: list[float], n: int) -> None:
-    counts = np.bincount(modes(weights).allocate(n), minlength=len(weights))
+    shares = np.array(weights) / np.sum(weights)
+    counts = np.bincount(allocate(shares, n), minlength=len(shares))
     assert counts.sum() == n
-    assert np.all(np.abs(counts - n * np.asarray(weights) / np.sum(weights)) < 1)
+    assert np.all(np.abs(counts - n * shares) < 1)
 
 
 def test_a_tree_without_chains_is_refused() -> None:

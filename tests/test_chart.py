@@ -20,7 +20,7 @@ from bayesmoe.core.layout import Layout
 from bayesmoe.core.priors import compact, weak
 from bayesmoe.inference import chart, nuts
 from bayesmoe.inference.chart import Chart, make_charts
-from bayesmoe.inference.laplace import _Proposal
+from bayesmoe.inference.mixture import Mixture
 from bayesmoe.inference.modes import Modes
 from bayesmoe.inference.posterior import Posterior, make_posterior
 from bayesmoe.inference.target import Target
@@ -175,12 +175,12 @@ def test_proposals_have_the_density_they_are_drawn_from() -> None:
     charts = random_chart(3, layout, m=2)
     roots = np.linalg.qr(charts.whitening)[0] * 0.3
     charts = charts._replace(whitening=roots, mode=charts.mode / 3)
-    proposal = _Proposal(layout, charts, np.array([0.3, 0.7]))
-    u = proposal.draw(np.random.default_rng(4), 40_000)
+    proposal = Mixture.of(charts, np.array([0.3, 0.7]))
+    u = proposal.draw(layout, np.random.default_rng(4), 40_000)
     centre, spread = charts.mode[1], 0.2
     log_law = -0.5 * np.sum(((u - centre) / spread) ** 2, axis=1)
     log_law -= 9 * np.log(spread * np.sqrt(2 * np.pi))
-    weights = np.exp(log_law - proposal.log_density(u))
+    weights = np.exp(log_law - proposal.log_density(layout, u))
     error = weights.std() / np.sqrt(len(u))
     assert error < 0.05
     assert abs(weights.mean() - 1) < 5 * error
@@ -189,7 +189,7 @@ def test_proposals_have_the_density_they_are_drawn_from() -> None:
 def test_a_mixture_has_a_law_in_each_chart() -> None:
     target, modes = posterior(120).target, posterior(120).modes
     two = Modes(*(np.stack([block[0]] * 2) for block in modes[:2]), np.log([3.0, 1.0]))
-    proposal = _Proposal.around(target, two)
+    proposal = Mixture.around(target, two)
     np.testing.assert_allclose(proposal.weights, [0.725, 0.275])  # a tenth of them evenly
     np.testing.assert_array_equal(proposal.charts.powers[0], proposal.charts.powers[1])
 

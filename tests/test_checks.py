@@ -172,7 +172,11 @@ def test_mass_in_other_modes_is_told() -> None:
     tree.attrs |= {"n_modes": 3, "mode_weight": 0.7}
     check = found(check_posterior(model(), tree), "modes")
     assert check.verdict is Verdict.DOUBTFUL
-    assert "30%" in check.text
+    assert "30%" in check.text and "Laplace" in check.text
+    tree.attrs |= {"leaps": 1, "mode_weight": 0.99}
+    check = found(check_posterior(model(), tree), "modes")
+    assert check.verdict is Verdict.PASSED
+    assert check.text.startswith("3 modes were found, between which chains leap; 1% of the mass")
     tree.attrs["method"] = "laplace"
     assert found(check_posterior(model(), tree), "modes").verdict is Verdict.PASSED
 

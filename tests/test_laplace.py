@@ -19,11 +19,13 @@ from xarray import DataTree
 import bayesmoe as bm
 from bayesmoe.core.layout import Layout
 from bayesmoe.inference.chart import Chart
-from bayesmoe.inference.laplace import _Proposal, _systematic, _weigh
+from bayesmoe.inference.laplace import _systematic, weigh
+from bayesmoe.inference.mixture import Mixture
 from bayesmoe.inference.modes import _triangular, find_modes
 from bayesmoe.inference.posterior import make_posterior
 
 STRAIGHT = Layout(CASE["softmax"].gate(), 2, 1)  # charts are straight without a temperature
+P = STRAIGHT.size
 
 
 @functools.cache
@@ -101,10 +103,10 @@ def test_seeds_decide() -> None:
 
 def test_proposals_have_the_density_of_a_mixture_of_t_laws() -> None:
     rng = np.random.default_rng(0)
-    roots = rng.normal(size=(2, 3, 3))
-    centres = rng.normal(size=(2, 3))
-    u, shares = rng.normal(size=(5, 3)), np.array([0.3, 0.7])
-    got = _Proposal(STRAIGHT, Chart(centres, roots, np.zeros((2, 3))), shares).log_density(u)
+    roots = rng.normal(size=(2, P, P))
+    centres = rng.normal(size=(2, P))
+    u, shares = rng.normal(size=(5, P)), np.array([0.3, 0.7])
+    got = Mixture.of(Chart(centres, roots, np.zeros((2, P))), shares).log_density(STRAIGHT, u)
     laws = [scipy.stats.multivariate_t(centres[i], roots[i] @ roots[i].T, df=8) for i in range(2)]
     expected = np.log(sum(s * law.pdf(u) for s, law in zip(shares, laws, strict=True)))
     np.testing.assert_allclose(got, expected, rtol=1e-10)
@@ -116,8 +118,8 @@ def test_proposals_depend_on_the_curvature_alone() -> None:
     root, centre = rng.normal(size=(3, 3)), rng.normal(size=(1, 3))
     turned = root @ scipy.stats.ortho_group.rvs(3, random_state=4)
     first, second = (
-        _Proposal(STRAIGHT, Chart(centre, _triangular(r[None]), np.zeros((1, 3))), np.ones(1)).draw(
-            np.random.default_rng(5), 20_000
+        Mixture.of(Chart(centre, _triangular(r[None]), np.zeros((1, 3))), np.ones(1)).draw(
+            STRAIGHT, np.random.default_rng(5), 20_000
         )
         for r in (root, turned)
     )
@@ -133,20 +135,22 @@ def test_proposals_depend_on_the_curvature_alone() -> None:
 class TwoHills(NamedTuple):
     """A density of mass 3 on two normal laws, as a target."""
 
+    layout: Layout = STRAIGHT
+
     def log_density(self, u: jax.Array, data: Any) -> jax.Array:
         heights = jnp.stack([jnp.log(2.4) - jnp.sum((u - 3) ** 2) / 2,
                              jnp.log(0.6) - jnp.sum((u + 3) ** 2) / 2])  # fmt: skip
-        return jax.nn.logsumexp(heights) - jnp.log(2 * jnp.pi)
+        return jax.nn.logsumexp(heights) - P / 2 * jnp.log(2 * jnp.pi)
 
 
 def test_proposals_and_their_weights_belong_together() -> None:
     """The mean weight is the mass of the density, to five standard errors, from both modes."""
-    centres, roots = np.array([[3.0, 3.0], [-3.0, -3.0]]), np.stack([np.eye(2)] * 2)
+    centres, roots = np.array([P * [3.0], P * [-3.0]]), np.stack([np.eye(P)] * 2)
     shares = np.array([0.95, 0.05])
-    proposal = _Proposal(STRAIGHT, Chart(centres, roots, np.zeros((2, 2))), shares)
-    u = proposal.draw(np.random.default_rng(2), 40_000)
-    _, log_ratio = _weigh(TwoHills(), None, proposal, u)
-    for side, mass in ((u[:, 0] > 0, 2.4), (u[:, 0] < 0, 0.6)):
+    proposal = Mixture.of(Chart(centres, roots, np.zeros((2, P))), shares)
+    u = proposal.draw(STRAIGHT, np.random.default_rng(2), 40_000)
+    _, log_ratio = weigh(TwoHills(), None, proposal, u)
+    for side, mass in ((u.mean(axis=1) > 0, 2.4), (u.mean(axis=1) < 0, 0.6)):
         weights = np.exp(log_ratio) * side
         assert abs(weights.mean() - mass) < 5 * weights.std() / np.sqrt(len(u))
         assert weights.std() / np.sqrt(len(u)) < 0.03 * mass

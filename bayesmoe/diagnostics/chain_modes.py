@@ -3,8 +3,8 @@
 Pooling such chains averages modes with the weights of their starts. They are told apart by R-hat of
 pairs of chains, on quantities without labels; named by their experts, which are compared by their
 lines; and weighed twice: by stacking, which asks what predicts (Yao, Vehtari & Gelman,
-"Stacking for non-mixing Bayesian computations", JMLR 2022), and by Laplace's approximation of the
-mass near the modes where the chains started.
+"Stacking for non-mixing Bayesian computations", JMLR 2022), and by the mass near the modes where
+the chains started, by Laplace's approximation unless chains leap between them.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class ChainMode(NamedTuple):
         Of the modes as predictive models, by leave-one-out; NaN if that cannot be computed.
     evidence_weight
         The share of the mass near the modes where these chains started, among those where any did,
-        by Laplace's approximation.
+        from the attribute ``mode_weights``.
     """
 
     chains: tuple[int, ...]
@@ -135,7 +135,7 @@ def _stacking(parts: Sequence[DataTree]) -> list[float]:
 
 
 def _evidence(tree: DataTree, groups: Iterable[tuple[int, ...]]) -> list[float]:
-    """Laplace weights of the modes where each group's chains started.
+    """Weights of the modes where each group's chains started.
 
     A mode from which chains went different ways counts for each of their groups, by their number.
     """

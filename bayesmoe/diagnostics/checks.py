@@ -212,10 +212,12 @@ def _modes(tree: DataTree) -> Check:
     if tree.attrs.get("method") == "laplace" or number == 1:
         text = f"{number} modes were found; draws come from all" if number > 1 else "one was found"
         return Check("modes", Verdict.PASSED, 0.0, text)
-    text = (
-        f"{number} modes were found; by Laplace's approximation {1 - share:.0%} of the mass is "
-        "near some where no chain started"
-    )
+    if tree.attrs.get("leaps"):
+        text = f"{number} modes were found, between which chains leap; {1 - share:.0%} of the mass "
+        text += "is near some where none was"
+    else:
+        text = f"{number} modes were found; by Laplace's approximation {1 - share:.0%} of the mass "
+        text += "is near some where no chain started"
     return _check("modes", ELSEWHERE, 1 - share, text)
 
 

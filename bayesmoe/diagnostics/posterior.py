@@ -87,9 +87,11 @@ def sample_posterior(
     ``expert``, ``covariate`` and ``obs``. Experts can swap names between draws: judge
     convergence by the attributes ``status``, ``max_rhat`` and ``min_ess``, which do not depend on
     names, or align the draws first (`bayesmoe.align`). The chains start around the modes that the
-    MAP's starts lead to, in proportion to their mass by Laplace's approximation
-    (``mode_weights``; ``start_modes`` has each chain's); the share ``mode_weight`` of the mass lies
-    near modes where a chain started. `bayesmoe.chain_modes` names those in which chains stayed.
+    MAP's starts lead to, in proportion to their mass (``mode_weights``; ``start_modes`` has each
+    chain's). Where they can they leap between modes (``leaps``), and ``mode`` of ``sample_stats``
+    has the one near which each draw is; elsewhere masses are Laplace's approximation, and
+    `bayesmoe.chain_modes` names the modes in which chains stayed. The share ``mode_weight`` of the
+    mass lies near modes where a chain was.
 
     Raises
     ------
@@ -182,14 +184,14 @@ def _tree(
     names = column_names(x)
     pointwise = _pointwise(model.gate, draws.measures, covariates, response)
     # draws by importance come from all modes
-    reached = np.unique(draws.start_modes) if isinstance(draws, Draws) else slice(None)
+    reached = np.unique(draws.near) if isinstance(draws, Draws) else slice(None)
     modes = {
         "n_modes": len(draws.mode_weights),
         "mode_weights": draws.mode_weights,
         "mode_weight": float(np.sum(draws.mode_weights[reached])),
     }
     if isinstance(draws, Draws):
-        modes["start_modes"] = draws.start_modes
+        modes |= {"start_modes": draws.start_modes, "leaps": int(draws.leaps)}
     return arviz_base.from_dict(
         {
             "posterior": {field: np.asarray(getattr(draws.measures, field)) for field in FIELDS},
@@ -292,6 +294,7 @@ def _sample_stats(draws: Draws) -> dict[str, np.ndarray]:
         "n_steps": steps,
         "tree_depth": np.ceil(np.log2(steps + 1)).astype(int),
         "diverging": np.asarray(draws.diverging),
+        "mode": draws.near,
         "step_size": np.broadcast_to(np.asarray(draws.step_size)[:, None], shape),
         "log_likelihood": np.asarray(draws.log_likelihood),
     }

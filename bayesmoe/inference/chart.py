@@ -44,7 +44,7 @@ class Chart(NamedTuple):
 
     def bend(self, layout: Layout, v: Floats) -> tuple[Floats, Floats]:
         """u at v ``(..., p)``, and the log determinant of ∂u/∂v ``(...)``."""
-        place = _temperature(layout)
+        place = temperature_place(layout)
         if place is None:
             return v, np.zeros(())
         of = jnp if isinstance(v, Array) else np  # JAX would compile it for every number of modes
@@ -71,7 +71,7 @@ def make_charts(target: Target, u: np.ndarray, whitening: np.ndarray) -> Chart:
     """
     layout, prior = target
     gate, free = layout.gate, (layout.n_experts - 1) * layout.n_gate_covariates
-    place, powers = _temperature(layout), np.zeros(u.shape)
+    place, powers = temperature_place(layout), np.zeros(u.shape)
     if place is None or target.bounded:
         return Chart(u, whitening, powers)
     if not gate.slope_per_temperature:
@@ -88,7 +88,7 @@ def make_charts(target: Target, u: np.ndarray, whitening: np.ndarray) -> Chart:
     return Chart(u, whitening - (powers * u)[..., None] * along, powers)
 
 
-def _temperature(layout: Layout) -> int | None:
+def temperature_place(layout: Layout) -> int | None:
     """The place of log τ among the coordinates; None where no width goes with it.
 
     That is where all of a gate's coordinates are divided by τ already, and where the density jumps,

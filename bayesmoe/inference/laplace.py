@@ -15,18 +15,14 @@ import numpy as np
 from arviz_stats.base import array_stats
 from jax import Array
 from jax.typing import ArrayLike
-from scipy.special import gammaln, logsumexp
 
 from bayesmoe.core.compilation import jit_wide
 from bayesmoe.core.device import each
-from bayesmoe.core.layout import Layout
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE
 from bayesmoe.core.observations import Data
 from bayesmoe.core.validate import as_key, check_whole
-from bayesmoe.inference.chart import Chart, make_charts
-from bayesmoe.inference.modes import Modes
-from bayesmoe.inference.outcome import row
+from bayesmoe.inference.mixture import Mixture
 from bayesmoe.inference.point import Fit
 from bayesmoe.inference.posterior import make_posterior
 from bayesmoe.inference.starts import generator
@@ -35,9 +31,7 @@ from bayesmoe.inference.target import Target
 #: of the importance weights: beyond, their variance is too large to be smoothed
 MAX_PARETO_K = 0.7
 
-_DEGREES = 8.0  # of freedom: tails heavier than the posterior's
 _PROPOSALS = 4  # per draw that is returned
-_DEFENSIVE = 0.1  # share of the proposals spread evenly over the modes: evidences are approximate
 
 
 class Resampled(NamedTuple):
@@ -90,69 +84,27 @@ def resample_laplace(
     map_key, proposal_key, resampling_key = jax.random.split(as_key(key), 3)
     posterior = make_posterior(model, x, y, (n_chains, n_draws), key=map_key, start=start)
     modes, size = posterior.modes, n_chains * n_draws
-    rng = generator(proposal_key)
-    proposal = _Proposal.around(posterior.target, modes)
-    u = proposal.draw(rng, _PROPOSALS * size)
-    lp, log_ratio = _weigh(posterior.target, posterior.data, proposal, u)
-    log_weights, pareto_k = array_stats.psislw(-log_ratio)  # it takes log(1/ratio)
-    weights = np.exp(log_weights - np.max(log_weights))
-    weights /= weights.sum()
+    target, mixture = posterior.target, Mixture.around(posterior.target, modes)
+    u = mixture.draw(target.layout, generator(proposal_key), _PROPOSALS * size)
+    lp, log_ratio = weigh(target, posterior.data, mixture, u)
+    weights, pareto_k = smooth(log_ratio)
     chosen = _systematic(weights, generator(resampling_key), size)
     u, lp = u[chosen].reshape(n_chains, n_draws, -1), lp[chosen].reshape(n_chains, n_draws)
     return Resampled(
         **posterior.restore(u, lp)._asdict(),
         lp=jax.device_put(lp),
-        pareto_k=float(pareto_k),
+        pareto_k=pareto_k,
         effective_size=float(1 / np.sum(weights**2)),
         mode_weights=modes.weights,
     )
 
 
-class _Proposal(NamedTuple):
-    """A mixture of t laws, one in each of m charts, with weights ``(m,)``.
-
-    By NumPy: JAX would compile it for every number of modes, which takes longer than all the rest.
-    """
-
-    layout: Layout
-    charts: Chart
-    weights: np.ndarray
-
-    @classmethod
-    def around(cls, target: Target, modes: Modes) -> _Proposal:
-        """The mixture around the modes."""
-        weights = (1 - _DEFENSIVE) * modes.weights + _DEFENSIVE / len(modes.u)
-        return cls(target.layout, make_charts(target, modes.u, modes.whitening), weights)
-
-    def draw(self, rng: np.random.Generator, size: int) -> np.ndarray:
-        """Draws ``(size, p)``."""
-        charts = self.charts
-        chart = row(charts, rng.choice(len(charts.mode), size=size, p=self.weights))
-        z = rng.standard_normal(chart.mode.shape)
-        z *= np.sqrt(_DEGREES / rng.chisquare(_DEGREES, size))[:, None]
-        v = chart.mode + np.einsum("spq,sq->sp", chart.whitening, z)
-        return np.asarray(chart.bend(self.layout, v)[0])
-
-    def log_density(self, u: np.ndarray) -> np.ndarray:
-        """The log density at u ``(s, p)``."""
-        p, charts = u.shape[1], self.charts
-        constant = (
-            gammaln((_DEGREES + p) / 2) - gammaln(_DEGREES / 2) - p / 2 * np.log(_DEGREES * np.pi)
-        )
-        each_chart = jax.tree.map(lambda leaf: leaf[:, None], charts)
-        v, log_volume = each_chart.straighten(self.layout, u)
-        z = np.linalg.solve(charts.whitening, (v - each_chart.mode).mT)
-        log_volume = log_volume + np.linalg.slogdet(charts.whitening)[1][:, None]
-        tails = (_DEGREES + p) / 2 * np.log1p(np.sum(z**2, axis=1) / _DEGREES)
-        return logsumexp(constant + np.log(self.weights)[:, None] - log_volume - tails, axis=0)
-
-
-def _weigh(
-    target: Target, data: Data, proposal: _Proposal, u: np.ndarray
+def weigh(
+    target: Target, data: Data, mixture: Mixture, u: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Log posterior densities of proposals ``(s, p)``, and their log importance ratios."""
     lp = np.asarray(_log_densities(target, data, u))
-    log_ratio = lp - proposal.log_density(u)
+    log_ratio = lp - mixture.log_density(target.layout, u)
     # what the density has no value for (it underflows, say) has no weight
     return lp, np.where(np.isfinite(log_ratio), log_ratio, -np.inf)
 
@@ -160,6 +112,13 @@ def _weigh(
 @jit_wide(static_argnums=0)
 def _log_densities(target: Target, data: Data, u: Array) -> Array:
     return each(lambda one: target.log_density(one, data), u)
+
+
+def smooth(log_ratio: np.ndarray) -> tuple[np.ndarray, float]:
+    """Pareto-smoothed importance weights ``(s,)``, which sum to one, and their Pareto k."""
+    log_weights, pareto_k = array_stats.psislw(-log_ratio)  # it takes log(1/ratio)
+    weights = np.exp(log_weights - np.max(log_weights))
+    return weights / weights.sum(), float(pareto_k)
 
 
 def _systematic(weights: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:

@@ -52,17 +52,18 @@ class Modes(NamedTuple):
         """Each mode's share of the mass of all that were found, shape ``(m,)``."""
         return np.asarray(scipy.special.softmax(self.log_evidence))
 
-    def allocate(self, n_chains: int) -> np.ndarray:
-        """The mode at which each chain starts, in proportion to the weights, shape ``(n_chains,)``.
 
-        By largest remainders, so that chains which never leave their modes hold about the right
-        shares of the draws. A mode with less than its share of a chain gets none.
-        """
-        quotas = n_chains * self.weights
-        chains = np.floor(quotas).astype(int)
-        left = np.argsort(chains - quotas, kind="stable")[: n_chains - chains.sum()]
-        chains[left] += 1
-        return np.repeat(np.arange(len(chains)), chains)
+def allocate(weights: np.ndarray, n_chains: int) -> np.ndarray:
+    """The mode at which each chain starts, in proportion to the weights, shape ``(n_chains,)``.
+
+    By largest remainders, so that chains which never leave their modes hold about the right shares
+    of the draws. A mode with less than its share of a chain gets none.
+    """
+    quotas = n_chains * weights
+    chains = np.floor(quotas).astype(int)
+    left = np.argsort(chains - quotas, kind="stable")[: n_chains - chains.sum()]
+    chains[left] += 1
+    return np.repeat(np.arange(len(chains)), chains)
 
 
 def find_modes(target: Target, scaling: Scaling, data: Data, start: Fit, n_threads: int) -> Modes:

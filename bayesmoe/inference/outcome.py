@@ -167,7 +167,7 @@ def judge(optimum: newton.Optimum, gate: GateState, proper: bool, cold: bool = F
     return Status.AT_VARIANCE_FLOOR if np.any(optimum.at_bound) else Status.CONVERGED
 
 
-def row(batch: Any, index: int | np.ndarray) -> Any:
+def row(batch: Any, index: int | np.ndarray | Array) -> Any:
     return jax.tree.map(lambda leaf: leaf[index], batch)
 
 

@@ -1,4 +1,4 @@
-"""One chain: NUTS transitions and, where the density jumps, Metropolis steps between them.
+"""One chain: NUTS transitions and other moves between them.
 
 NumPyro's NUTS is driven by one compiled program per model, capacity of the data and length of the
 run: data and chart are arguments, so that replicates and sample sizes share it.
@@ -12,8 +12,8 @@ the gate given the experts.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ _MAX_TREE_DEPTH = 8
 _N_HOPS = 20  # Metropolis steps of a gate that jumps, after each transition of the experts
 _SIZES = (1e-3, 3.0)  # of their proposals: a threshold passes one observation, or many
 
-_Density = Callable[[Array], Array]
+Density = Callable[[Array], Array]
 
 
 class Chain(NamedTuple):
@@ -50,11 +50,28 @@ class Chain(NamedTuple):
 
 
 class State(NamedTuple):
-    """A chain between two iterations: NUTS's state, the held block ``(h,)``, the key to move it."""
+    """A chain between two iterations: NUTS's state, what it holds, and the key to move that."""
 
     nuts: HMCState
     held: Array
     key: Array
+
+
+class Space(Protocol):
+    """Where NUTS moves z of shape ``(q,)``, given what it holds and other moves change."""
+
+    @property
+    def accept(self) -> float:
+        """The mean acceptance that NUTS's step size is adapted to."""
+
+    def potential(self, held: Array) -> Density:
+        """Less the log density of z."""
+
+    def join(self, held: Array, z: Array) -> tuple[Array, Array]:
+        """u, and how much larger the log density of z is than that of u."""
+
+    def move(self, held: Array, nuts: HMCState, key: Array) -> tuple[Array, HMCState, Array]:
+        """What is held after the moves between two transitions, NUTS's state, and the next key."""
 
 
 class _Split(NamedTuple):
@@ -66,6 +83,10 @@ class _Split(NamedTuple):
     whitening: Array  # (p - h, p - h), an inverse root of the free block's curvature
     n_held: int
 
+    @property
+    def accept(self) -> float:
+        return _ACCEPT
+
     def join(self, held: Array, z: Array) -> tuple[Array, Array]:
         """u, and the log determinant of its derivative in the free block."""
         free = self.chart.mode[self.n_held :] + self.whitening @ z
@@ -75,8 +96,15 @@ class _Split(NamedTuple):
         u, log_volume = self.join(held, z)
         return self.target.log_density(u, self.data) + log_volume
 
-    def potential(self, held: Array) -> _Density:
+    def potential(self, held: Array) -> Density:
         return lambda z: -self.log_density(held, z)
+
+    def move(self, held: Array, nuts: HMCState, key: Array) -> tuple[Array, HMCState, Array]:
+        if not self.n_held:
+            return held, nuts, key
+        density = functools.partial(self.log_density, z=nuts.z)
+        held, key = _hops(density, held, -nuts.potential_energy, key)
+        return held, moved_to(self, held, nuts, nuts.z), key
 
 
 def _split(target: Target, data: Data, chart: Chart) -> _Split:
@@ -90,22 +118,61 @@ def _split(target: Target, data: Data, chart: Chart) -> _Split:
     return _Split(target, data, chart, root, held)
 
 
-def _kernel(split: _Split, n_warmup: int) -> tuple[Callable[..., HMCState], Callable[..., Any]]:
-    """NumPyro's NUTS: what makes a state of a start, the held block and a key; and the next one."""
-    initialise, transition = hmc(potential_fn_gen=split.potential)
+def _kernel(space: Space, n_warmup: int) -> tuple[Callable[..., HMCState], Callable[..., Any]]:
+    """NumPyro's NUTS: what makes a state of a start, what is held and a key; and the next one."""
+    initialise, transition = hmc(potential_fn_gen=space.potential)
 
     def begin(start: ParamInfo, held: Array, key: Array) -> HMCState:
         return initialise(
             start,
             n_warmup,
             dense_mass=True,
-            target_accept_prob=_ACCEPT,
+            target_accept_prob=space.accept,
             max_tree_depth=_MAX_TREE_DEPTH,
             model_args=(held,),
             rng_key=key,
         )
 
     return begin, transition
+
+
+def begin(space: Space, n_warmup: int, held: Array, z: Array, keys: Sequence[Array]) -> State:
+    """The state in which a chain begins: at z, or at zero if z lies where the density underflows.
+
+    Of the two keys, one is NUTS's and one the other moves'.
+    """
+    initialise, _ = _kernel(space, n_warmup)
+    nuts = initialise(_start(space.potential(held), z), held, keys[0])
+    return State(nuts, held, keys[1])
+
+
+def iterate(space: Space, n_warmup: int, n_draws: int, state: State) -> tuple[Chain, Array, Array]:
+    """A chain's draws, what it held at each, and its step size after warm-up."""
+    initialise, transition = _kernel(space, n_warmup)
+    # the transition has its settings from the initialisation: it is traced, not run again
+    first = state.nuts
+    start = ParamInfo(first.z, first.potential_energy, first.z_grad)
+    jax.eval_shape(initialise, start, state.held, state.key)
+
+    def step(state: State, _: None) -> tuple[State, tuple[Chain, Array]]:
+        nuts, held, key = state
+        nuts = transition(nuts, (held,), {})
+        held, nuts, key = space.move(held, nuts, key)
+        u, excess = space.join(held, nuts.z)
+        lp = -nuts.potential_energy - excess
+        draw = Chain(u, lp, nuts.energy, nuts.accept_prob, nuts.num_steps, nuts.diverging)
+        return State(nuts, held, key), (draw, held)
+
+    # one loop for warm-up and draws: the kernel is compiled once
+    last, run = jax.lax.scan(step, state, None, length=n_warmup + n_draws)
+    draws, held = jax.tree.map(lambda leaf: leaf[n_warmup:], run)
+    return draws, held, last.nuts.adapt_state.step_size
+
+
+def moved_to(space: Space, held: Array, nuts: HMCState, z: Array) -> HMCState:
+    """NUTS's state at another point, or with something else held."""
+    value, gradient = jax.value_and_grad(space.potential(held))(z)
+    return nuts._replace(z=z, potential_energy=value, z_grad=gradient)
 
 
 @jit_unoptimised(static_argnums=(0, 1))
@@ -124,12 +191,15 @@ def begin_chain(
     key, chain
         A JAX key that all chains share, and the chain's number ``()``.
     """
-    split, mode = _split(target, data, chart), chart.mode
-    start_key, nuts_key, hop_key = jax.random.split(jax.random.fold_in(key, chain), 3)
-    held = mode[: split.n_held]
-    spread = _SPREAD * jax.random.normal(start_key, mode[split.n_held :].shape)
-    begin, _ = _kernel(split, n_warmup)
-    return State(begin(_start(split.potential(held), spread), held, nuts_key), held, hop_key)
+    split = _split(target, data, chart)
+    start_key, *keys = jax.random.split(jax.random.fold_in(key, chain), 3)
+    z = scatter(start_key, chart.mode[split.n_held :])
+    return begin(split, n_warmup, chart.mode[: split.n_held], z, keys)
+
+
+def scatter(key: Array, mode: Array) -> Array:
+    """Where a chain starts around a mode ``(q,)``, in whitened coordinates."""
+    return _SPREAD * jax.random.normal(key, mode.shape)
 
 
 @jit_wide(static_argnums=(0, 1, 2))
@@ -152,30 +222,8 @@ def run_chain(
     chart
         Coordinates around a mode.
     """
-    split = _split(target, data, chart)
-    begin, transition = _kernel(split, n_warmup)
-    # the transition has its settings from the initialisation: it is traced, not run again
-    first = state.nuts
-    start = ParamInfo(first.z, first.potential_energy, first.z_grad)
-    jax.eval_shape(begin, start, state.held, state.key)
-
-    def step(state: State, _: None) -> tuple[State, Chain]:
-        nuts, held, key = state
-        nuts = transition(nuts, (held,), {})
-        if split.n_held:
-            density = functools.partial(split.log_density, z=nuts.z)
-            held, key = _hops(density, held, -nuts.potential_energy, key)
-            value, gradient = jax.value_and_grad(split.potential(held))(nuts.z)
-            nuts = nuts._replace(potential_energy=value, z_grad=gradient)
-        u, log_volume = split.join(held, nuts.z)
-        lp = -nuts.potential_energy - log_volume
-        draw = Chain(u, lp, nuts.energy, nuts.accept_prob, nuts.num_steps, nuts.diverging)
-        return State(nuts, held, key), draw
-
-    # one loop for warm-up and draws: the kernel is compiled once
-    last, draws = jax.lax.scan(step, state, None, length=n_warmup + n_draws)
-    step_size = last.nuts.adapt_state.step_size
-    return jax.tree.map(lambda leaf: leaf[n_warmup:], draws), step_size
+    draws, _, step_size = iterate(_split(target, data, chart), n_warmup, n_draws, state)
+    return draws, step_size
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -199,7 +247,7 @@ def run_chains(
     return jax.vmap(one)(charts, jnp.arange(len(charts.mode)))
 
 
-def _start(potential: _Density, z: Array) -> ParamInfo:
+def _start(potential: Density, z: Array) -> ParamInfo:
     """A chain's start: z, or the mode (zero) if z lies where the density underflows."""
     points = jnp.stack([z, jnp.zeros_like(z)])
     values, gradients = jax.lax.map(jax.value_and_grad(potential), points)
@@ -207,7 +255,7 @@ def _start(potential: _Density, z: Array) -> ParamInfo:
     return ParamInfo(points[chosen], values[chosen], gradients[chosen])
 
 
-def _hops(log_density: _Density, gate: Array, value: Array, key: Array) -> tuple[Array, Array]:
+def _hops(log_density: Density, gate: Array, value: Array, key: Array) -> tuple[Array, Array]:
     """`_N_HOPS` Metropolis steps from a gate of shape ``(g,)`` with log density ``value``."""
 
     def hop(_: int, current: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:

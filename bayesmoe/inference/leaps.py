@@ -1,0 +1,209 @@
+"""One chain that leaps between regions of the posterior which NUTS does not cross.
+
+A mixture of t laws, one in a chart for each region, does two things. It proposes: after each
+transition the chain may move to one of some draws from the mixture, in proportion to their
+importance weights, its own place being one of them (iterated sampling importance resampling;
+Andrieu, Lee & Vihola, Bernoulli 2018, 24(2), 842-872). And it says whose chart to move in: the law
+is a coordinate of its own, which given u has the probabilities of having made it, so that NUTS in
+a law's chart moves in the posterior times that law's share in the mixture: close to the law itself,
+as far as the mixture is close to the posterior. Neither changes the posterior of u, but for labels:
+of the copies of u (`Mixture`) the chain is in one near a law.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpyro.infer.hmc import HMCState
+
+from bayesmoe.core.compilation import jit_wide
+from bayesmoe.core.observations import Data
+from bayesmoe.inference.chart import blank_charts
+from bayesmoe.inference.mixture import DEGREES, Mixture, copies
+from bayesmoe.inference.outcome import row
+from bayesmoe.inference.target import Target
+from bayesmoe.inference.transitions import Chain, Density, begin, iterate, moved_to, scatter
+
+#: of a mixture; one program for any number of them
+MAX_LAWS = 8
+
+_ACCEPT = 0.95  # laws meet along narrow seams
+_PROPOSALS = 16  # a transition of NUTS evaluates tens of gradients
+
+
+class Regions(NamedTuple):
+    """What a chain leaps between, `MAX_LAWS` of them.
+
+    Attributes
+    ----------
+    mixture
+        A law for each; weights of zero make up the number.
+    scale
+        Of each law's coordinates, relative to the widest: where a posterior needs small steps its
+        coordinates are coarse, since chains have one step size for all. Shape ``(MAX_LAWS,)``.
+    """
+
+    mixture: Mixture
+    scale: np.ndarray
+
+
+def blank_regions(p: int) -> Regions:
+    """Those of p coordinates, of which the shapes alone matter."""
+    charts, each_law = blank_charts(MAX_LAWS, p), np.zeros(MAX_LAWS)
+    return Regions(Mixture(charts, charts.whitening, each_law, each_law), each_law)
+
+
+def make_regions(mixture: Mixture, scale: np.ndarray) -> Regions:
+    """A mixture of at most `MAX_LAWS` laws, with laws added that have no weight."""
+    lacking = MAX_LAWS - len(scale)
+
+    def fill(leaf: np.ndarray) -> np.ndarray:
+        return np.pad(leaf, [(0, lacking)] + [(0, 0)] * (leaf.ndim - 1), mode="edge")
+
+    padded: Mixture = jax.tree.map(fill, mixture)
+    there = np.arange(MAX_LAWS) < len(scale)
+    padded = padded._replace(
+        weights=np.where(there, padded.weights, 0.0),
+        log_peak=np.where(there, padded.log_peak, -np.inf),
+    )
+    return Regions(padded, fill(scale))
+
+
+class _Charted(NamedTuple):
+    """The posterior of u and the law, which is held; z has u's place in the law's chart."""
+
+    target: Target
+    data: Data
+    regions: Regions
+
+    @property
+    def accept(self) -> float:
+        return _ACCEPT
+
+    def log_shares(self, u: Array) -> Array:
+        """log p(law, copy | u), shape ``(MAX_LAWS, c)``; u itself is the first copy."""
+        terms = self.regions.mixture.terms(self.target.layout, u[None])[:, 0]
+        return terms - jax.nn.logsumexp(terms)
+
+    def join(self, law: Array, z: Array) -> tuple[Array, Array]:
+        chart = row(self.regions.mixture.charts, law)
+        v = chart.mode + chart.whitening @ (self.regions.scale[law] * z)
+        u, log_volume = chart.bend(self.target.layout, v)
+        return u, log_volume + self.log_shares(u)[law, 0]
+
+    def part(self, law: Array, u: Array) -> Array:
+        """The inverse of `join`: z at u."""
+        mixture = self.regions.mixture
+        chart, inverse = row(mixture.charts, law), mixture.inverse[law]
+        v, _ = chart.straighten(self.target.layout, u)
+        return inverse @ (v - chart.mode) / self.regions.scale[law]
+
+    def potential(self, law: Array) -> Density:
+        def of(z: Array) -> Array:
+            u, excess = self.join(law, z)
+            return -self.target.log_density(u, self.data) - excess
+
+        return of
+
+    def move(self, law: Array, nuts: HMCState, key: Array) -> tuple[Array, HMCState, Array]:
+        key, leap_key, law_key = jax.random.split(key, 3)
+        here, excess = self.join(law, nuts.z)
+        u, leapt = self._leap(here, -nuts.potential_energy - excess, leap_key)
+        every = copies(self.target.layout)
+        new, copy = jnp.divmod(
+            jax.random.categorical(law_key, self.log_shares(u).ravel()), len(every)
+        )
+
+        def enter(nuts: HMCState) -> HMCState:
+            return moved_to(self, new, nuts, self.part(new, u[jnp.asarray(every)[copy]]))
+
+        elsewhere = leapt | (new != law) | (copy != 0)
+        return new, jax.lax.cond(elsewhere, enter, lambda same: same, nuts), key
+
+    def _leap(self, u: Array, lp: Array, key: Array) -> tuple[Array, Array]:
+        """u after the proposals, and whether it is one of them.
+
+        Each replaces what was chosen among those before with the probability that its weight has in
+        the sum so far.
+        """
+        layout, mixture = self.target.layout, self.regions.mixture
+
+        def attempt(
+            current: tuple[Array, Array, Array], key: Array
+        ) -> tuple[tuple[Array, Array, Array], None]:
+            u, total, leapt = current
+            law_key, normal_key, choice_key = jax.random.split(key, 3)
+            law = jax.random.categorical(law_key, jnp.log(mixture.weights))
+            normal = jax.random.normal(normal_key, (len(u) + DEGREES,))
+            z, square = normal[:-DEGREES], jnp.sum(normal[-DEGREES:] ** 2)
+            proposal = mixture.place(layout, law, z, square)
+            weight = self._weight(proposal, self.target.log_density(proposal, self.data))
+            total = jnp.logaddexp(total, weight)
+            chosen = jnp.log(jax.random.uniform(choice_key)) < weight - total
+            return (jnp.where(chosen, proposal, u), total, leapt | chosen), None
+
+        first = u, self._weight(u, lp), jnp.array(False)
+        (u, _, leapt), _ = jax.lax.scan(attempt, first, jax.random.split(key, _PROPOSALS))
+        return u, leapt
+
+    def _weight(self, u: Array, lp: Array) -> Array:
+        """The log importance weight; what the density has no value for has none."""
+        weight = lp - self.regions.mixture.log_density(self.target.layout, u[None])[0]
+        return jnp.where(jnp.isnan(weight), -jnp.inf, weight)
+
+
+@jit_wide(static_argnums=(0, 1, 2))
+def run_leaping_chain(
+    target: Target,
+    n_warmup: int,
+    n_draws: int,
+    data: Data,
+    regions: Regions,
+    key: Array,
+    chain: Array,
+    law: Array,
+) -> tuple[Chain, Array, Array]:
+    """One chain, the law in whose chart each draw is, and the step size after warm-up.
+
+    Parameters
+    ----------
+    target, data
+        What is sampled.
+    n_warmup, n_draws
+        Iterations for adaptation and to keep.
+    regions
+        What the chain leaps between.
+    key, chain
+        A JAX key that all chains share, and the chain's number ``()``.
+    law
+        Where it starts, ``()``.
+    """
+    space = _Charted(target, data, regions)
+    start_key, *keys = jax.random.split(jax.random.fold_in(key, chain), 3)
+    z = scatter(start_key, regions.mixture.charts.mode[0])
+    state = begin(space, n_warmup, law, z, keys)
+    return iterate(space, n_warmup, n_draws, state)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def run_leaping_chains(
+    target: Target,
+    n_warmup: int,
+    n_draws: int,
+    data: Data,
+    regions: Regions,
+    key: Array,
+    laws: Array,
+) -> tuple[Chain, Array, Array]:
+    """Chains side by side in one program, as an accelerator wants it; see `run_leaping_chain`."""
+
+    def one(chain: Array, law: Array) -> tuple[Chain, Array, Array]:
+        run = run_leaping_chain.function
+        return run(target, n_warmup, n_draws, data, regions, key, chain, law)
+
+    return jax.vmap(one)(jnp.arange(len(laws)), laws)
