@@ -1,9 +1,10 @@
-"""Where chains diverge: few data under the activation gate, and experts to spare.
+"""Where chains diverge or stay apart: few data under the activation gate, and experts to spare.
 
 With few data the activation gate's slope and temperature are known by their ratio alone, a funnel
 that charts (`bayesmoe.inference.chart`) take out; beside them, chains that move in the slope
-itself. With an expert to spare posteriors have narrow necks and several modes; R-hat is then looked
-at within the modes in which chains stayed.
+itself. With an expert to spare, and with few data where the reference expert cannot be changed
+(softplus), posteriors have narrow necks and several modes, between which chains leap where they
+can; R-hat is looked at within the modes in which they stayed. Beside them, chains that do not leap.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from arviz_stats.base import array_stats
 import bayesmoe as bm
 from bayesmoe.diagnostics.chain_modes import together
 from bayesmoe.diagnostics.mixing import without_labels
-from bayesmoe.inference import chart
+from bayesmoe.inference import chart, nuts
 from bayesmoe.inference.nuts import Draws, sample_chains
 from bayesmoe.models import make_gate
 from benchmarks.timing import Entry, Figure, row
@@ -41,6 +42,7 @@ class _Posterior(NamedTuple):
     rhat: float
     n_modes: int
     per_step: float  # bulk ESS per leapfrog step
+    leaps: bool
 
 
 def entries() -> Iterator[Entry]:
@@ -48,15 +50,32 @@ def entries() -> Iterator[Entry]:
     for few in FEW:
         yield from _few(*few)
     for scenario, gate in itertools.product(SPARE, ("softmax", ACTIVATION)):
-        found = [_sample(scenario, bm.moe(gate, 3), N_SPARE, seed) for seed in range(N_SETS)]
-        worst = max(one.divergent for one in found), max(one.rhat for one in found)
-        yield Figure(
-            f"k = 3 for two: {scenario}, {gate}, n = {N_SPARE}, {N_SETS} data sets",
-            f"divergent at most {100 * worst[0]:.2f} %, R-hat within a mode at most "
-            f"{worst[1]:.3f}, chains stayed in {[one.n_modes for one in found]} modes",
-            f"below {100 * MOST_DIVERGENT:.0f} % and {LARGEST_RHAT}",
-            worst[0] < MOST_DIVERGENT and worst[1] < LARGEST_RHAT,
-        )
+        yield from _modes(scenario, bm.moe(gate, 3), N_SPARE, N_SETS)
+    softplus = bm.moe(make_gate(ACTIVATION, activation="softplus"), 2)
+    yield from _modes("lambda", softplus, 120, N_SETS)
+
+
+def _modes(scenario: str, model: bm.MoE, n: int, n_sets: int) -> Iterator[Entry]:
+    """Chains that leap, and chains that do not."""
+    where = f"{scenario}, {model.gate.label}, k = {model.n_experts}, n = {n}, {n_sets} data sets"
+    found = [_sample(scenario, model, n, seed) for seed in range(n_sets)]
+    worst = max(one.divergent for one in found), max(one.rhat for one in found)
+    yield Figure(
+        where,
+        f"divergent at most {100 * worst[0]:.2f} %, R-hat within a mode at most {worst[1]:.3f}; "
+        f"chains leap in {sum(one.leaps for one in found)} and stayed in "
+        f"{[one.n_modes for one in found]} modes",
+        f"below {100 * MOST_DIVERGENT:.0f} % and {LARGEST_RHAT}",
+        worst[0] < MOST_DIVERGENT and worst[1] < LARGEST_RHAT,
+    )
+    with mock.patch.object(nuts, "choose_pilots", return_value=np.zeros(0, int)):
+        apart = [_sample(scenario, model, n, seed) for seed in range(n_sets)]
+    yield Figure(
+        f"without leaps: {where}",
+        f"divergent at most {100 * max(one.divergent for one in apart):.2f} %, R-hat within a mode "
+        f"at most {max(one.rhat for one in apart):.3f}; chains stayed in "
+        f"{[one.n_modes for one in apart]} modes",
+    )
 
 
 def _few(scenario: str, activation: str, n: int, n_sets: int) -> Iterator[Entry]:
@@ -86,7 +105,11 @@ def _sample(scenario: str, model: bm.MoE, n: int, seed: int) -> _Posterior:
     modes = together(watched)
     rhat = max(float(np.max(array_stats.rhat(watched[:, chains], **_AXES))) for chains in modes)
     return _Posterior(
-        float(np.mean(np.asarray(draws.diverging))), rhat, len(modes), _per_step(draws, watched)
+        float(np.mean(np.asarray(draws.diverging))),
+        rhat,
+        len(modes),
+        _per_step(draws, watched),
+        draws.leaps,
     )
 
 

@@ -172,7 +172,8 @@ def test_mass_in_other_modes_is_told() -> None:
     tree.attrs |= {"n_modes": 3, "mode_weight": 0.7}
     check = found(check_posterior(model(), tree), "modes")
     assert check.verdict is Verdict.DOUBTFUL
-    assert "30%" in check.text and "Laplace" in check.text
+    assert "30%" in check.text
+    assert "Laplace" in check.text
     tree.attrs |= {"leaps": 1, "mode_weight": 0.99}
     check = found(check_posterior(model(), tree), "modes")
     assert check.verdict is Verdict.PASSED
