@@ -266,8 +266,8 @@ def test_reference_experts_have_the_shares_that_the_prior_gives_them() -> None:
     parameters: a closed form, to four Monte Carlo errors.
     """
     model, prior = bm.moe("softmax", 3), weak(SOFTMAX)
-    x, y = bm.scenario("lambda").simulate(1, 1000)
-    draws = sample_chains(model, x, y, key=1)
+    x, y = bm.scenario("lambda").simulate(1, 300)
+    draws = sample_chains(model, x, y, key=1, n_warmup=300, n_draws=500)
     assert draws.leaps
     slope, intercept = (
         np.asarray(getattr(draws.measures, name)) for name in ("gate_slope", "gate_intercept")
