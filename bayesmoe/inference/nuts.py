@@ -102,6 +102,7 @@ def sample_chains(
     n_warmup: int = N_WARMUP,
     n_draws: int = N_DRAWS,
     n_threads: int | None = None,
+    leap: bool = True,
 ) -> Draws:
     """NUTS draws from the posterior, with leaps between its modes where there are several.
 
@@ -121,6 +122,8 @@ def sample_chains(
     n_threads
         Chains run at a time, all cores by default. Draws do not depend on it. An accelerator runs
         all at a time.
+    leap
+        Whether chains may leap between modes, which takes several times as long where there are.
 
     Raises
     ------
@@ -148,7 +151,7 @@ def sample_chains(
         meanwhile=prepare,
     )
     run = _Run(posterior.target, n_warmup, n_draws, posterior.data, chain_key)
-    explored = _explore(run, posterior.modes, n_chains, pilot_key, n_threads)
+    explored = _explore(run, posterior.modes, n_chains, pilot_key, n_threads) if leap else None
     sample = _in_charts if explored is None else partial(_leaping, explored)
     chains, step_size, around = sample(run, posterior.modes, n_chains, n_threads)
     return Draws(
