@@ -19,7 +19,7 @@ from xarray import DataTree
 import bayesmoe as bm
 from bayesmoe.core.layout import Layout
 from bayesmoe.inference.chart import Chart
-from bayesmoe.inference.laplace import _systematic, weigh
+from bayesmoe.inference.laplace import MAX_PARETO_K, _systematic, smooth, weigh
 from bayesmoe.inference.mixture import Mixture
 from bayesmoe.inference.modes import _triangular, find_modes
 from bayesmoe.inference.posterior import make_posterior
@@ -154,6 +154,21 @@ def test_proposals_and_their_weights_belong_together() -> None:
         weights = np.exp(log_ratio) * side
         assert abs(weights.mean() - mass) < 5 * weights.std() / np.sqrt(len(u))
         assert weights.std() / np.sqrt(len(u)) < 0.03 * mass
+
+
+@pytest.mark.parametrize("n_seen", [0, 1, 399, 400, 2000])
+def test_proposals_without_a_density_have_no_weight(n_seen: int) -> None:
+    """And where they are too many for a tail to be told, Pareto k says that nothing is known."""
+    ratio = np.full(2000, -np.inf)
+    ratio[:n_seen] = np.random.default_rng(0).normal(size=n_seen)
+    weights, pareto_k = smooth(ratio)
+    assert weights.sum() == pytest.approx(1)
+    if n_seen < 400:
+        assert pareto_k == np.inf
+    else:
+        assert not np.any(weights[n_seen:])
+        assert np.all(weights[:n_seen] > 0)
+        assert pareto_k <= MAX_PARETO_K
 
 
 def test_resampling_keeps_to_the_weights() -> None:

@@ -13,6 +13,7 @@ import pytest
 import scipy.stats
 from arviz_stats.base import array_stats
 from conftest import CASE
+from hills import HILLS, MASSES, WIDTHS, TwoHills
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,32 +21,16 @@ import bayesmoe as bm
 from bayesmoe.core.layout import Layout
 from bayesmoe.core.priors import weak
 from bayesmoe.inference.chart import Chart
-from bayesmoe.inference.leaps import MAX_LAWS, Regions, _Charted, make_regions, run_leaping_chain
+from bayesmoe.inference.leaps import _Charted, run_leaping_chain
 from bayesmoe.inference.mixture import Mixture, copies
-from bayesmoe.inference.modes import Modes
 from bayesmoe.inference.nuts import Draws, sample_chains
-from bayesmoe.inference.pilots import choose_pilots, explore
 from bayesmoe.inference.target import Target
+from bayesmoe.inference.transitions import Length
 from bayesmoe.models import make_gate
 
 SOFTMAX, SIGMOID = CASE["softmax"].gate(), CASE["sigmoid"].gate()
 STRAIGHT = Layout(SOFTMAX, 2, 1)
 P = STRAIGHT.size
-HILLS, WIDTHS, MASSES = np.array([3.0, -3.0]), np.array([1.0, 0.4]), np.array([0.8, 0.2])
-
-
-class TwoHills(NamedTuple):
-    """Two normal laws that no chain crosses between, as a target: along the diagonal, ±3."""
-
-    layout: Layout = STRAIGHT
-    bounded: bool = False
-
-    def log_density(self, u: jax.Array, data: Any) -> jax.Array:
-        z = (u - HILLS[:, None]) / WIDTHS[:, None]
-        return jax.nn.logsumexp(np.log(MASSES) - P * np.log(WIDTHS) - jnp.sum(z**2, axis=1) / 2)
-
-
-TWO_HILLS: Any = TwoHills()
 NO_DATA: Any = None
 
 
@@ -63,7 +48,7 @@ class PriorOnly(NamedTuple):
         return self.target.log_prior(u)
 
 
-def random_regions(seed: int, layout: Layout, m: int) -> Regions:
+def random_mixture(seed: int, layout: Layout, m: int) -> Mixture:
     """Laws of unlike shapes, in bent charts where the gate has any."""
     rng, p = np.random.default_rng(seed), layout.size
     powers = np.zeros((m, p))
@@ -71,13 +56,13 @@ def random_regions(seed: int, layout: Layout, m: int) -> Regions:
         powers[:, : layout.n_gate - 1] = rng.uniform(size=(m, layout.n_gate - 1))
     roots = np.linalg.cholesky(np.eye(p) + 0.1 * np.ones((p, p))) * rng.uniform(0.5, 2, (m, 1, 1))
     charts = Chart(rng.normal(size=(m, p)), roots, powers)
-    return make_regions(Mixture.of(charts, rng.dirichlet(np.ones(m))), rng.uniform(0.5, 1, m))
+    return Mixture.of(charts, rng.dirichlet(np.ones(m)))
 
 
-def sample(target: Any, regions: Regions, n_draws: int) -> tuple[np.ndarray, np.ndarray]:
+def sample(target: Any, mixture: Mixture, n_draws: int) -> tuple[np.ndarray, np.ndarray]:
     """Draws of four chains ``(chain, draw, p)``, and the law of each."""
     runs = [
-        run_leaping_chain(target, 300, n_draws, None, regions, jax.random.key(0), chain, 0)
+        run_leaping_chain(target, Length(300, n_draws), None, mixture, jax.random.key(0), chain, 0)
         for chain in range(4)
     ]
     return np.stack([run[0].u for run in runs]), np.stack([run[1] for run in runs])
@@ -95,7 +80,7 @@ def test_masses_and_widths_do_not_depend_on_the_mixture() -> None:
     charts = Chart(
         np.tile(HILLS[:, None] + 0.3, P), 0.7 * np.stack([np.eye(P)] * 2), np.zeros((2, P))
     )
-    u, law = sample(TwoHills(), make_regions(Mixture.of(charts, np.full(2, 0.5)), np.ones(2)), 3000)
+    u, law = sample(TwoHills(STRAIGHT), Mixture.of(charts, np.full(2, 0.5)), 3000)
     up = u.mean(axis=-1) > 0  # three widths of one coordinate reach beyond zero
     assert errors(up.astype(float), MASSES[0]) < 4
     for hill, side in zip((0, 1), (up, ~up), strict=True):
@@ -110,12 +95,12 @@ def test_masses_and_widths_do_not_depend_on_the_mixture() -> None:
 def test_charts_of_several_laws_leave_a_known_density_as_it_is() -> None:
     """Without data draws have the prior's law, by Kolmogorov-Smirnov at a level of 1e-4 each.
 
-    Laws overlap, so that shares, volumes of bent charts and scales of coordinates all matter.
+    Laws overlap, so that shares and volumes of bent charts matter.
     """
     prior, layout = weak(SIGMOID), Layout(SIGMOID, 2, 1)
     target = Target(layout, prior)
-    u, law = sample(PriorOnly(target), random_regions(1, layout, 3), 8000)
-    assert np.all(np.bincount(law.ravel(), minlength=MAX_LAWS)[:3] > 1000)
+    u, law = sample(PriorOnly(target), random_mixture(1, layout, 3), 8000)
+    assert np.all(np.bincount(law.ravel(), minlength=3) > 1000)
     thinned = u[:, ::16].reshape(-1, layout.size)
     log_tau = thinned[:, layout.n_gate - 1]
     laws = {
@@ -130,57 +115,24 @@ def test_charts_of_several_laws_leave_a_known_density_as_it_is() -> None:
 
 
 @settings(max_examples=20)
-@given(st.integers(0, 1000), st.integers(1, MAX_LAWS))
+@given(st.integers(0, 1000), st.integers(1, 8))
 def test_places_in_a_chart_and_shares_of_laws(seed: int, m: int) -> None:
     layout = Layout(SIGMOID, 3, 2)
-    space = _Charted(Target(layout, weak(SIGMOID)), NO_DATA, random_regions(seed, layout, m))
+    space = _Charted(Target(layout, weak(SIGMOID)), NO_DATA, random_mixture(seed, layout, m))
     law = np.random.default_rng(seed).integers(m)
     z = np.random.default_rng(seed + 1).normal(size=layout.size)
     u, excess = space.join(law, jnp.asarray(z))
     np.testing.assert_allclose(space.part(law, u), z, rtol=1e-8, atol=1e-8)
     shares = np.exp(space.log_shares(u))
     assert shares.sum() == pytest.approx(1)
-    assert not np.any(shares[m:])
     # under the other name of the two experts but for the reference, the same
     swapped = np.exp(space.log_shares(u[copies(layout)[1]]))
     np.testing.assert_allclose(swapped, shares[:, ::-1], rtol=1e-10)
     # the density of z: that of u, times the volume but for the whitening's, times the share
     derivative = jax.jacfwd(lambda point: space.join(law, point)[0])(jnp.asarray(z))
-    regions = space.regions
-    constant = np.linalg.slogdet(regions.mixture.charts.whitening[law])[1]
-    constant += layout.size * np.log(regions.scale[law])
+    constant = np.linalg.slogdet(space.mixture.charts.whitening[law])[1]
     expected = np.linalg.slogdet(derivative)[1] - constant + np.log(shares[law, 0])
     assert float(excess) == pytest.approx(expected, abs=1e-8)
-
-
-def modes(weights: list[float]) -> Modes:
-    m = len(weights)
-    with np.errstate(divide="ignore"):
-        return Modes(np.zeros((m, P)), np.zeros((m, P, P)), np.log(weights))
-
-
-@pytest.mark.parametrize(
-    ("weights", "n_draws", "expected"),
-    [
-        ([1.0], 1000, []),
-        ([1.0, 1e-8], 1000, []),  # nothing is worth a pilot but the one mode
-        ([0.9, 0.1, 1e-4, 1e-8], 1000, [0, 1, 2]),
-        ([0.9, 0.1], 159, []),  # too few draws for eight coordinates
-        ([0.9, 0.1], 160, [0, 1]),
-        ([0.1] * 8 + [0.01] * 2, 1000, []),  # ten that hold mass
-        ([0.1] * 8 + [1e-4] * 2, 1000, list(range(8))),
-    ],
-)
-def test_modes_with_pilots(weights: list[float], n_draws: int, expected: list[int]) -> None:
-    assert choose_pilots(STRAIGHT, modes(weights), n_draws).tolist() == expected
-
-
-def test_more_experts_than_five_have_no_pilots() -> None:
-    """Copies under other names are too many to look at: 120 of six experts."""
-    for k, expected in ((5, [0, 1]), (6, [])):
-        layout = Layout(SOFTMAX, k, 1)
-        assert choose_pilots(layout, modes([0.5, 0.5]), 1000).tolist() == expected
-        assert len(copies(layout)) == (24 if expected else 1)
 
 
 @pytest.mark.parametrize("name", ["softmax", "sigmoid"])
@@ -194,33 +146,6 @@ def test_copies_are_the_experts_under_other_names(name: str) -> None:
             expected = getattr(first, field)[experts]
             np.testing.assert_array_equal(getattr(other, field), expected, err_msg=field)
         assert other.temperature == first.temperature
-
-
-def pilots(widths: np.ndarray) -> tuple[np.ndarray, Chart, np.ndarray, np.ndarray]:
-    """Arguments of `explore`: draws around the two hills, and charts that have them wrong."""
-    rng = np.random.default_rng(3)
-    u = HILLS[:, None, None] + widths[:, None, None] * rng.normal(size=(2, 500, P))
-    charts = Chart(np.zeros((2, P)), np.stack([np.eye(P)] * 2), np.zeros((2, P)))
-    return np.array([0, 3]), charts, u, np.array([0.2, 0.1])
-
-
-def test_pilots_tell_widths_and_masses() -> None:
-    explored = explore(TWO_HILLS, NO_DATA, *pilots(WIDTHS), np.random.default_rng(0))
-    assert explored is not None
-    np.testing.assert_allclose(explored.masses, MASSES, atol=0.05)
-    np.testing.assert_array_equal(explored.modes, [0, 3])
-    laws = explored.regions.mixture.charts
-    np.testing.assert_allclose(laws.mode[:2, 0], HILLS, atol=0.2)
-    # a t law with eight degrees of freedom is as wide as the draws
-    covariance = 8 / 6 * laws.whitening[1] @ laws.whitening[1].T
-    np.testing.assert_allclose(covariance, 0.16 * np.eye(P), atol=0.04)
-    np.testing.assert_array_equal(explored.regions.scale[:2], [1.0, 0.5])
-
-
-@pytest.mark.parametrize("widths", [0.05 * WIDTHS, 0.0 * WIDTHS])
-def test_nothing_is_leapt_between_where_laws_do_not_cover(widths: np.ndarray) -> None:
-    """Pilots in a corner of each hill, and pilots that did not move."""
-    assert explore(TWO_HILLS, NO_DATA, *pilots(widths), np.random.default_rng(0)) is None
 
 
 @functools.cache

@@ -32,6 +32,7 @@ from bayesmoe.inference.target import Target
 MAX_PARETO_K = 0.7
 
 _PROPOSALS = 4  # per draw that is returned
+_LEAST_SEEN = 0.2  # of proposals, that have a ratio
 
 
 class Resampled(NamedTuple):
@@ -115,9 +116,17 @@ def _log_densities(target: Target, data: Data, u: Array) -> Array:
 
 
 def smooth(log_ratio: np.ndarray) -> tuple[np.ndarray, float]:
-    """Pareto-smoothed importance weights ``(s,)``, which sum to one, and their Pareto k."""
-    log_weights, pareto_k = array_stats.psislw(-log_ratio)  # it takes log(1/ratio)
-    weights = np.exp(log_weights - np.max(log_weights))
+    """Pareto-smoothed importance weights ``(s,)``, which sum to one, and their Pareto k.
+
+    Proposals whose ratio is not finite have no weight. Where they are more than four in five, no
+    tail can be told: all weights are the same and Pareto k is infinite.
+    """
+    seen = np.isfinite(log_ratio)
+    if np.mean(seen) < _LEAST_SEEN:
+        return np.full(len(seen), 1 / len(seen)), np.inf
+    ratio = np.where(seen, log_ratio, np.min(log_ratio[seen]))  # psislw wants finite ones
+    log_weights, pareto_k = array_stats.psislw(-ratio)  # it takes log(1/ratio)
+    weights = np.where(seen, np.exp(log_weights - np.max(log_weights)), 0.0)
     return weights / weights.sum(), float(pareto_k)
 
 

@@ -27,51 +27,16 @@ from bayesmoe.inference.chart import blank_charts
 from bayesmoe.inference.mixture import DEGREES, Mixture, copies
 from bayesmoe.inference.outcome import row
 from bayesmoe.inference.target import Target
-from bayesmoe.inference.transitions import Chain, Density, begin, iterate, moved_to, scatter
-
-#: of a mixture; one program for any number of them
-MAX_LAWS = 8
+from bayesmoe.inference.transitions import Chain, Density, Length, begin, iterate, moved_to, scatter
 
 _ACCEPT = 0.95  # laws meet along narrow seams
-_PROPOSALS = 16  # a transition of NUTS evaluates tens of gradients
+_PROPOSALS = 32  # a transition of NUTS evaluates tens of gradients
 
 
-class Regions(NamedTuple):
-    """What a chain leaps between, `MAX_LAWS` of them.
-
-    Attributes
-    ----------
-    mixture
-        A law for each; weights of zero make up the number.
-    scale
-        Of each law's coordinates, relative to the widest: where a posterior needs small steps its
-        coordinates are coarse, since chains have one step size for all. Shape ``(MAX_LAWS,)``.
-    """
-
-    mixture: Mixture
-    scale: np.ndarray
-
-
-def blank_regions(p: int) -> Regions:
-    """Those of p coordinates, of which the shapes alone matter."""
-    charts, each_law = blank_charts(MAX_LAWS, p), np.zeros(MAX_LAWS)
-    return Regions(Mixture(charts, charts.whitening, each_law, each_law), each_law)
-
-
-def make_regions(mixture: Mixture, scale: np.ndarray) -> Regions:
-    """A mixture of at most `MAX_LAWS` laws, with laws added that have no weight."""
-    lacking = MAX_LAWS - len(scale)
-
-    def fill(leaf: np.ndarray) -> np.ndarray:
-        return np.pad(leaf, [(0, lacking)] + [(0, 0)] * (leaf.ndim - 1), mode="edge")
-
-    padded: Mixture = jax.tree.map(fill, mixture)
-    there = np.arange(MAX_LAWS) < len(scale)
-    padded = padded._replace(
-        weights=np.where(there, padded.weights, 0.0),
-        log_peak=np.where(there, padded.log_peak, -np.inf),
-    )
-    return Regions(padded, fill(scale))
+def blank_mixture(m: int, p: int) -> Mixture:
+    """One of m laws in p coordinates, of which the shapes alone matter."""
+    charts, each_law = blank_charts(m, p), np.zeros(m)
+    return Mixture(charts, charts.whitening, each_law, each_law)
 
 
 class _Charted(NamedTuple):
@@ -79,29 +44,28 @@ class _Charted(NamedTuple):
 
     target: Target
     data: Data
-    regions: Regions
+    mixture: Mixture
 
     @property
     def accept(self) -> float:
         return _ACCEPT
 
     def log_shares(self, u: Array) -> Array:
-        """log p(law, copy | u), shape ``(MAX_LAWS, c)``; u itself is the first copy."""
-        terms = self.regions.mixture.terms(self.target.layout, u[None])[:, 0]
+        """log p(law, copy | u), shape ``(m, c)``; u itself is the first copy."""
+        terms = self.mixture.terms(self.target.layout, u[None])[:, 0]
         return terms - jax.nn.logsumexp(terms)
 
     def join(self, law: Array, z: Array) -> tuple[Array, Array]:
-        chart = row(self.regions.mixture.charts, law)
-        v = chart.mode + chart.whitening @ (self.regions.scale[law] * z)
+        chart = row(self.mixture.charts, law)
+        v = chart.mode + chart.whitening @ z
         u, log_volume = chart.bend(self.target.layout, v)
         return u, log_volume + self.log_shares(u)[law, 0]
 
     def part(self, law: Array, u: Array) -> Array:
         """The inverse of `join`: z at u."""
-        mixture = self.regions.mixture
-        chart, inverse = row(mixture.charts, law), mixture.inverse[law]
+        chart = row(self.mixture.charts, law)
         v, _ = chart.straighten(self.target.layout, u)
-        return inverse @ (v - chart.mode) / self.regions.scale[law]
+        return self.mixture.inverse[law] @ (v - chart.mode)
 
     def potential(self, law: Array) -> Density:
         def of(z: Array) -> Array:
@@ -131,7 +95,7 @@ class _Charted(NamedTuple):
         Each replaces what was chosen among those before with the probability that its weight has in
         the sum so far.
         """
-        layout, mixture = self.target.layout, self.regions.mixture
+        layout, mixture = self.target.layout, self.mixture
 
         def attempt(
             current: tuple[Array, Array, Array], key: Array
@@ -153,17 +117,16 @@ class _Charted(NamedTuple):
 
     def _weight(self, u: Array, lp: Array) -> Array:
         """The log importance weight; what the density has no value for has none."""
-        weight = lp - self.regions.mixture.log_density(self.target.layout, u[None])[0]
+        weight = lp - self.mixture.log_density(self.target.layout, u[None])[0]
         return jnp.where(jnp.isnan(weight), -jnp.inf, weight)
 
 
-@jit_wide(static_argnums=(0, 1, 2))
+@jit_wide(static_argnums=(0, 1))
 def run_leaping_chain(
     target: Target,
-    n_warmup: int,
-    n_draws: int,
+    length: Length,
     data: Data,
-    regions: Regions,
+    mixture: Mixture,
     key: Array,
     chain: Array,
     law: Array,
@@ -174,29 +137,28 @@ def run_leaping_chain(
     ----------
     target, data
         What is sampled.
-    n_warmup, n_draws
-        Iterations for adaptation and to keep.
-    regions
+    length
+        Of the chain.
+    mixture
         What the chain leaps between.
     key, chain
         A JAX key that all chains share, and the chain's number ``()``.
     law
         Where it starts, ``()``.
     """
-    space = _Charted(target, data, regions)
+    space = _Charted(target, data, mixture)
     start_key, *keys = jax.random.split(jax.random.fold_in(key, chain), 3)
-    z = scatter(start_key, regions.mixture.charts.mode[0])
-    state = begin(space, n_warmup, law, z, keys)
-    return iterate(space, n_warmup, n_draws, state)
+    z = scatter(start_key, mixture.charts.mode[0])
+    state = begin(space, length, law, z, keys)
+    return iterate(space, length, state)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def run_leaping_chains(
     target: Target,
-    n_warmup: int,
-    n_draws: int,
+    length: Length,
     data: Data,
-    regions: Regions,
+    mixture: Mixture,
     key: Array,
     laws: Array,
 ) -> tuple[Chain, Array, Array]:
@@ -204,6 +166,6 @@ def run_leaping_chains(
 
     def one(chain: Array, law: Array) -> tuple[Chain, Array, Array]:
         run = run_leaping_chain.function
-        return run(target, n_warmup, n_draws, data, regions, key, chain, law)
+        return run(target, length, data, mixture, key, chain, law)
 
     return jax.vmap(one)(jnp.arange(len(laws)), laws)

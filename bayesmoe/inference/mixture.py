@@ -29,6 +29,8 @@ DEGREES = 8
 #: of a posterior that are looked at: those of five experts. With more, of laws in two copies of one
 #: region each is taken to be a region of its own
 MAX_COPIES = 24
+#: of a mixture that chains leap between; one program serves any number of them
+MAX_LAWS = 16
 _DEFENSIVE = 0.1  # share spread evenly over the laws: masses are approximate
 
 Floats = Any  # arrays of NumPy or of JAX
@@ -84,12 +86,25 @@ class Mixture(NamedTuple):
         v = chart.mode + (chart.whitening @ z[..., None])[..., 0] * scale[..., None]
         return chart.bend(layout, v)[0]
 
+    def whiten(self, layout: Layout, u: Floats) -> tuple[Floats, Floats]:
+        """Points u ``(s, c, p)`` in whitened coordinates of each chart ``(m, s, c, p)``.
+
+        And the log determinant of their bending, ``(m, s, c)``.
+        """
+        each_chart: Chart = jax.tree.map(lambda leaf: leaf[:, None, None], self.charts)
+        v, log_volume = each_chart.straighten(layout, u)
+        return (v - each_chart.mode) @ self.inverse.mT[:, None], log_volume
+
+    def distances(self, layout: Layout, u: np.ndarray) -> np.ndarray:
+        """How many widths of each law u ``(s, p)`` is away, under its nearest name: ``(m, s)``."""
+        z, _ = self.whiten(layout, u[:, copies(layout)])
+        square = np.sum(z**2, axis=-1).min(axis=-1)
+        return np.asarray(np.sqrt(square * (DEGREES - 2) / DEGREES))
+
     def terms(self, layout: Layout, u: Floats) -> Floats:
         """The log of each law's part in the density at each copy of u ``(s, p)``: ``(m, s, c)``."""
         of = jnp if isinstance(u, Array) else np  # JAX would compile it for every number of modes
-        each_chart: Chart = jax.tree.map(lambda leaf: leaf[:, None, None], self.charts)
-        v, log_volume = each_chart.straighten(layout, u[:, copies(layout)])
-        z = (v - each_chart.mode) @ self.inverse.mT[:, None]
+        z, log_volume = self.whiten(layout, u[:, copies(layout)])
         tails = (DEGREES + u.shape[-1]) / 2 * of.log1p((z**2).sum(axis=-1) / DEGREES)
         return self.log_peak[:, None, None] - log_volume - tails
 

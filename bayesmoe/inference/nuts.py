@@ -6,39 +6,29 @@ Neither coordinates nor charts change the target: see `Target` and `Chart`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from bayesmoe.core.compilation import compile_ahead, in_background
-from bayesmoe.core.device import on_accelerator
+from bayesmoe.core.compilation import in_background
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE
 from bayesmoe.core.observations import Data
 from bayesmoe.core.validate import as_key, check_whole
-from bayesmoe.inference.chart import Chart, blank_charts, make_charts
-from bayesmoe.inference.leaps import (
-    Regions,
-    blank_regions,
-    run_leaping_chain,
-    run_leaping_chains,
-)
+from bayesmoe.inference.chart import make_charts
 from bayesmoe.inference.modes import Modes, allocate
-from bayesmoe.inference.outcome import row
-from bayesmoe.inference.pilots import Explored, choose_pilots, explore
+from bayesmoe.inference.pilots import candidates_for_pilots, send_pilots
 from bayesmoe.inference.point import Fit
+from bayesmoe.inference.population import Cover, cover
 from bayesmoe.inference.posterior import make_posterior
+from bayesmoe.inference.runs import Run
 from bayesmoe.inference.starts import generator
 from bayesmoe.inference.target import Target
-from bayesmoe.inference.transitions import Chain, begin_chain, run_chain, run_chains
-
-T = TypeVar("T")
+from bayesmoe.inference.transitions import Chain, Length
 
 N_CHAINS = 4
 N_WARMUP = 500
@@ -135,10 +125,12 @@ def sample_chains(
     counts = {"n_chains": n_chains, "n_warmup": n_warmup, "n_draws": n_draws}
     for name, value in (counts | {"n_threads": n_threads}).items():
         check_whole(name, value, least=1)
-    map_key, chain_key, pilot_key = jax.random.split(as_key(key), 3)
+    map_key, chain_key, cover_key = jax.random.split(as_key(key), 3)
+
+    length = Length(n_warmup, n_draws)
 
     def prepare(target: Target, data: Data) -> None:
-        _Run(target, n_warmup, n_draws, data, chain_key).compile(n_chains)
+        Run(target, length, data, chain_key).compile(n_chains)
 
     posterior = make_posterior(
         model,
@@ -150,9 +142,9 @@ def sample_chains(
         n_threads=n_threads,
         meanwhile=prepare,
     )
-    run = _Run(posterior.target, n_warmup, n_draws, posterior.data, chain_key)
-    explored = _explore(run, posterior.modes, n_chains, pilot_key, n_threads) if leap else None
-    sample = _in_charts if explored is None else partial(_leaping, explored)
+    run = Run(posterior.target, length, posterior.data, chain_key)
+    covered = _cover(run, posterior.modes, n_chains, cover_key, n_threads) if leap else None
+    sample = _in_charts if covered is None else partial(_leaping, covered)
     chains, step_size, around = sample(run, posterior.modes, n_chains, n_threads)
     return Draws(
         **posterior.restore(chains.u, chains.lp)._asdict(),
@@ -175,78 +167,8 @@ class _Around(NamedTuple):
     leaps: bool
 
 
-class _Run(NamedTuple):
-    """What all chains share."""
-
-    target: Target
-    n_warmup: int
-    n_draws: int
-    data: Data
-    key: Array
-
-    def compile(self, n_chains: int) -> None:
-        """Compile the programs that so many chains need."""
-        target, n_warmup, n_draws, data, key = self
-        p = target.layout.size
-        if on_accelerator():
-            charts = blank_charts(n_chains, p)
-            compile_ahead(run_chains, target, n_warmup, n_draws, data, charts, key)
-            return
-        chart = row(blank_charts(1, p), 0)
-        begin = target, n_warmup, data, chart, key, 0
-        run = target, n_warmup, n_draws, data, chart, begin_chain.eval_shape(*begin)
-        with in_background(partial(compile_ahead, begin_chain, *begin)):
-            compile_ahead(run_chain, *run)
-
-    def compile_leaping(self, n_chains: int) -> None:
-        """Compile the program that so many leaping chains need."""
-        target, n_warmup, n_draws, data, key = self
-        settings = target, n_warmup, n_draws, data, blank_regions(target.layout.size), key
-        if on_accelerator():
-            compile_ahead(run_leaping_chains, *settings, np.zeros(n_chains, int))
-        else:
-            compile_ahead(run_leaping_chain, *settings, 0, 0)
-
-    def sample(self, charts: Chart, n_threads: int) -> tuple[Chain, Array]:
-        """A chain in each of the charts: in threads, on an accelerator side by side."""
-        target, n_warmup, n_draws, data, key = self
-        if on_accelerator():
-            return run_chains(target, n_warmup, n_draws, data, charts, key)
-
-        def one(chain: int) -> tuple[Chain, Array]:
-            chart = row(charts, chain)
-            state = begin_chain(target, n_warmup, data, chart, key, chain)
-            return run_chain(target, n_warmup, n_draws, data, chart, state)
-
-        return _in_threads(one, len(charts.mode), n_threads)
-
-    def leap(
-        self, regions: Regions, laws: np.ndarray, n_threads: int
-    ) -> tuple[Chain, Array, Array]:
-        """A leaping chain from each of the laws, likewise."""
-        settings = *self[:-1], regions, self.key
-        if on_accelerator():
-            return run_leaping_chains(*settings, laws)
-
-        def one(chain: int) -> tuple[Chain, Array, Array]:
-            return run_leaping_chain(*settings, chain, int(laws[chain]))
-
-        return _in_threads(one, len(laws), n_threads)
-
-
-def _in_threads(one: Callable[[int], T], number: int, n_threads: int) -> T:
-    """What `one` makes of each number, stacked."""
-    with ThreadPoolExecutor(n_threads) as pool:
-        made = list(pool.map(lambda i: jax.block_until_ready(one(i)), range(number)))
-    # by NumPy: JAX would compile the stacking of each field
-    stacked: T = jax.tree.map(
-        lambda *leaves: jax.device_put(np.stack(leaves)), *jax.device_get(made)
-    )
-    return stacked
-
-
 def _in_charts(
-    run: _Run, modes: Modes, n_chains: int, n_threads: int
+    run: Run, modes: Modes, n_chains: int, n_threads: int
 ) -> tuple[Chain, Array, _Around]:
     """Chains around modes, in proportion to Laplace's weights."""
     start = np.zeros(n_chains, int) if _jumps(run.target) else allocate(modes.weights, n_chains)
@@ -257,27 +179,25 @@ def _in_charts(
 
 
 def _leaping(
-    explored: Explored, run: _Run, modes: Modes, n_chains: int, n_threads: int
+    covered: Cover, run: Run, modes: Modes, n_chains: int, n_threads: int
 ) -> tuple[Chain, Array, _Around]:
-    """Chains that leap between what pilots found."""
-    chosen, start = explored.modes, allocate(explored.masses, n_chains)
-    chains, laws, step_size = run.leap(explored.regions, start, n_threads)
-    weights = modes.weights.copy()
-    weights[chosen] = explored.masses * np.sum(weights[chosen])
-    return chains, step_size, _Around(weights, chosen[start], chosen[laws], leaps=True)
+    """Chains that leap between laws, which pilots around modes have begun."""
+    mixture, masses, around = covered
+    start = allocate(masses, n_chains)
+    chains, laws, step_size = run.leap(mixture, start, n_threads)
+    weights = np.bincount(around, masses, minlength=len(modes.weights))
+    return chains, step_size, _Around(weights, around[start], around[laws], leaps=True)
 
 
-def _explore(run: _Run, modes: Modes, n_chains: int, key: Array, n_threads: int) -> Explored | None:
+def _cover(run: Run, modes: Modes, n_chains: int, key: Array, n_threads: int) -> Cover | None:
     """What can be leapt between; None if nothing can."""
-    chosen = choose_pilots(run.target.layout, modes, run.n_draws)
-    if _jumps(run.target) or not len(chosen):
+    candidates = candidates_for_pilots(run.target.layout, modes)
+    if _jumps(run.target) or not len(candidates):
         return None
-    draw_key, proposal_key = jax.random.split(key)
-    charts = make_charts(run.target, modes.u[chosen], modes.whitening[chosen])
+    pilot_key, proposal_key = jax.random.split(key)
     with in_background(partial(run.compile_leaping, n_chains)):
-        chains, step_size = run._replace(key=draw_key).sample(charts, n_threads)
-    found = np.asarray(chains.u), np.asarray(step_size)
-    return explore(run.target, run.data, chosen, charts, *found, generator(proposal_key))
+        pilots = send_pilots(run, modes, candidates, pilot_key, n_threads)
+        return cover(run.target, run.data, modes, pilots, generator(proposal_key))
 
 
 def _jumps(target: Target) -> bool:

@@ -1,8 +1,7 @@
-"""What a chain can leap between, learnt from chains around the modes.
+"""Short chains around modes, which tell how wide the posterior is there.
 
 Curvature at a mode tells little where experts are to spare: Laplace's approximation is wrong about
-masses by powers of ten. A chain around each mode tells how wide the posterior is there, and
-importance sampling from laws as wide tells how much of it is where.
+masses by powers of ten, and about widths.
 """
 
 from __future__ import annotations
@@ -10,94 +9,95 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import jax
 import numpy as np
+from jax import Array
 
 from bayesmoe.core.layout import Layout
-from bayesmoe.core.observations import Data
-from bayesmoe.inference.chart import Chart, temperature_place
-from bayesmoe.inference.laplace import MAX_PARETO_K, smooth, weigh
-from bayesmoe.inference.leaps import MAX_LAWS, Regions, make_regions
-from bayesmoe.inference.mixture import DEGREES, MAX_COPIES, Mixture, defensive
+from bayesmoe.inference.chart import Chart, make_charts, temperature_place
+from bayesmoe.inference.mixture import DEGREES, MAX_COPIES, MAX_LAWS, Mixture
 from bayesmoe.inference.modes import Modes
-from bayesmoe.inference.target import Target
+from bayesmoe.inference.runs import Run
+from bayesmoe.inference.transitions import Length
 
-_LEAST_WEIGHT = 1e-6  # of a mode that gets a pilot: Laplace's weights may be as wrong
-_HEAVY = 1e-3  # weight of modes of which so many that not all can have a pilot mean another kind
-_DRAWS_PER_COORDINATE = 20  # that a pilot needs to tell widths
-_PROPOSALS = 2000
+_LENGTH = Length(n_warmup=150, n_draws=150, max_tree_depth=6)
+_AT_ONCE = 2
+_LEAST_WEIGHT = 1e-6  # of a mode that may get a pilot: Laplace's weights may be as wrong
+#: widths of a law within which a mode is near it: most modes within a region are that near to the
+#: draws of a pilot, those of other regions tens to thousands of widths away
+REACH = 7.0
 
 
-class Explored(NamedTuple):
-    """What pilots found.
+class Pilots(NamedTuple):
+    """Draws of m pilots.
 
     Attributes
     ----------
-    regions
-        What chains leap between.
     modes
-        Which mode each of m laws is around, shape ``(m,)``.
-    masses
-        Each law's share of the posterior, ``(m,)``.
+        Those that they are around, shape ``(m,)``.
+    charts
+        The charts that they moved in.
+    u
+        Their draws, ``(m, draw, p)``.
     """
 
-    regions: Regions
     modes: np.ndarray
-    masses: np.ndarray
+    charts: Chart
+    u: np.ndarray
+
+    def mixture(self, layout: Layout) -> Mixture:
+        """Laws with the means and covariances of draws, of like weights.
+
+        Covariances of so few draws are drawn a little towards those of the charts.
+        """
+        charts = self.charts
+        if temperature_place(layout) is not None:
+            # of the mode the temperature's place alone matters here
+            charts = charts._replace(mode=self.u.mean(axis=1))
+        m, n, p = self.u.shape
+        each_draw: Chart = jax.tree.map(lambda leaf: leaf[:, None], charts)
+        v, _ = each_draw.straighten(layout, self.u)
+        centre = v.mean(axis=1)
+        z = (v - centre[:, None]) @ np.linalg.inv(charts.whitening).mT
+        spread = (z.mT @ z + np.eye(p)) / (n + 1) * (DEGREES - 2) / DEGREES
+        root = charts.whitening @ np.linalg.cholesky(spread)
+        return Mixture.of(Chart(centre, root, charts.powers), np.full(m, 1 / m))
+
+    def joined(self, others: Pilots) -> Pilots:
+        """These and others."""
+        both: Pilots = jax.tree.map(lambda *leaves: np.concatenate(leaves), self, others)
+        return both
 
 
-def choose_pilots(layout: Layout, modes: Modes, n_draws: int) -> np.ndarray:
-    """The modes that get a pilot; none where that is no use.
+def candidates_for_pilots(layout: Layout, modes: Modes) -> np.ndarray:
+    """The modes that may get a pilot; none where that is no use.
 
-    That is where there is one, where there are more heavy ones than can be had, where experts have
-    more names than can be looked at, and where pilots are too short to tell widths.
+    That is where there is one, and where experts have more names than can be looked at.
     """
-    weights = modes.weights
-    chosen = np.flatnonzero(weights >= _LEAST_WEIGHT)[:MAX_LAWS]
-    too_many = np.sum(weights >= _HEAVY) > MAX_LAWS
-    too_short = n_draws < _DRAWS_PER_COORDINATE * layout.size
-    too_many |= math.factorial(layout.n_experts - 1) > MAX_COPIES
-    return chosen[:0] if len(chosen) == 1 or too_many or too_short else chosen
+    chosen = np.flatnonzero(modes.weights >= _LEAST_WEIGHT)
+    too_many = math.factorial(layout.n_experts - 1) > MAX_COPIES
+    return chosen[:0] if len(chosen) == 1 or too_many else chosen
 
 
-def explore(
-    target: Target,
-    data: Data,
-    modes: np.ndarray,
-    charts: Chart,
-    u: np.ndarray,
-    step_size: np.ndarray,
-    rng: np.random.Generator,
-) -> Explored | None:
-    """What pilots around m modes ``(m,)``, in their charts, found; None if laws do not cover it.
-
-    That is where the Pareto k of importance weights is too large. Draws ``(m, draw, p)``.
-    """
-    widths = _fit(target.layout, charts, u)
-    if widths is None:
-        return None
-    even = Mixture.of(widths, np.full(len(modes), 1 / len(modes)))
-    proposals = even.draw(target.layout, rng, _PROPOSALS)
-    _, log_ratio = weigh(target, data, even, proposals)
-    weights, pareto_k = smooth(log_ratio)
-    if not pareto_k <= MAX_PARETO_K:
-        return None
-    terms = even.terms(target.layout, proposals)
-    shares = np.exp(terms - terms.max(axis=(0, 2))[:, None]).sum(axis=-1)
-    masses = (shares / shares.sum(axis=0)) @ weights
-    mixture = Mixture.of(widths, defensive(masses))
-    return Explored(make_regions(mixture, step_size / step_size.max()), modes, masses)
+def send_pilots(
+    run: Run, modes: Modes, candidates: np.ndarray, key: Array, n_threads: int
+) -> Pilots:
+    """Pilots around modes, the heaviest first, until all candidates are near one's draws."""
+    layout, left = run.target.layout, candidates[_AT_ONCE:]
+    run = run._replace(length=_LENGTH)
+    run.compile(_AT_ONCE)
+    sent = _send(run, modes, candidates[:_AT_ONCE], key, n_threads)
+    while len(sent.modes) < MAX_LAWS:
+        away = sent.mixture(layout).distances(layout, modes.u[left])
+        left = left[away.min(axis=0) > REACH]
+        if not len(left):
+            break
+        now, left = left[:_AT_ONCE], left[_AT_ONCE:]
+        sent = sent.joined(_send(run, modes, now, key, n_threads))
+    return sent
 
 
-def _fit(layout: Layout, charts: Chart, u: np.ndarray) -> Chart | None:
-    """Charts centred and whitened by draws ``(m, draw, p)``; None if a chain hardly moved."""
-    place = temperature_place(layout)
-    if place is not None:
-        charts = charts._replace(mode=u.mean(axis=1))  # the temperature's place alone matters here
-    each_draw = Chart(*(leaf[:, None] for leaf in charts))
-    v, _ = each_draw.straighten(layout, u)
-    covariance = np.stack([np.cov(draws.T) for draws in v])
-    try:
-        root = np.linalg.cholesky(covariance * (DEGREES - 2) / DEGREES)
-    except np.linalg.LinAlgError:
-        return None
-    return Chart(v.mean(axis=1), root, charts.powers)
+def _send(run: Run, modes: Modes, now: np.ndarray, key: Array, n_threads: int) -> Pilots:
+    charts = make_charts(run.target, modes.u[now], modes.whitening[now])
+    keyed = run._replace(key=jax.random.fold_in(key, int(now[0])))
+    return Pilots(now, charts, np.asarray(keyed.sample(charts, n_threads)[0].u))

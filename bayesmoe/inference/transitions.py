@@ -29,8 +29,6 @@ from bayesmoe.inference.target import Target
 
 _SPREAD = 0.5  # of the chains' starts around the mode, in its standard deviations
 _ACCEPT = 0.9  # over-specified posteriors have narrow necks
-# in whitened coordinates a trajectory needs tens of steps: hundreds mean that whitening failed
-_MAX_TREE_DEPTH = 8
 
 _N_HOPS = 20  # Metropolis steps of a gate that jumps, after each transition of the experts
 _SIZES = (1e-3, 3.0)  # of their proposals: a threshold passes one observation, or many
@@ -47,6 +45,18 @@ class Chain(NamedTuple):
     acceptance_rate: Array
     n_steps: Array
     diverging: Array
+
+
+class Length(NamedTuple):
+    """How long a chain is: iterations for adaptation and to keep, and the longest trajectory.
+
+    That has less than two to the power of ``max_tree_depth`` leapfrog steps. In whitened
+    coordinates tens are needed: hundreds mean that whitening failed.
+    """
+
+    n_warmup: int
+    n_draws: int
+    max_tree_depth: int = 8
 
 
 class State(NamedTuple):
@@ -118,17 +128,17 @@ def _split(target: Target, data: Data, chart: Chart) -> _Split:
     return _Split(target, data, chart, root, held)
 
 
-def _kernel(space: Space, n_warmup: int) -> tuple[Callable[..., HMCState], Callable[..., Any]]:
+def _kernel(space: Space, length: Length) -> tuple[Callable[..., HMCState], Callable[..., Any]]:
     """NumPyro's NUTS: what makes a state of a start, what is held and a key; and the next one."""
     initialise, transition = hmc(potential_fn_gen=space.potential)
 
     def begin(start: ParamInfo, held: Array, key: Array) -> HMCState:
         return initialise(
             start,
-            n_warmup,
+            length.n_warmup,
             dense_mass=True,
             target_accept_prob=space.accept,
-            max_tree_depth=_MAX_TREE_DEPTH,
+            max_tree_depth=length.max_tree_depth,
             model_args=(held,),
             rng_key=key,
         )
@@ -136,19 +146,19 @@ def _kernel(space: Space, n_warmup: int) -> tuple[Callable[..., HMCState], Calla
     return begin, transition
 
 
-def begin(space: Space, n_warmup: int, held: Array, z: Array, keys: Sequence[Array]) -> State:
+def begin(space: Space, length: Length, held: Array, z: Array, keys: Sequence[Array]) -> State:
     """The state in which a chain begins: at z, or at zero if z lies where the density underflows.
 
     Of the two keys, one is NUTS's and one the other moves'.
     """
-    initialise, _ = _kernel(space, n_warmup)
+    initialise, _ = _kernel(space, length)
     nuts = initialise(_start(space.potential(held), z), held, keys[0])
     return State(nuts, held, keys[1])
 
 
-def iterate(space: Space, n_warmup: int, n_draws: int, state: State) -> tuple[Chain, Array, Array]:
+def iterate(space: Space, length: Length, state: State) -> tuple[Chain, Array, Array]:
     """A chain's draws, what it held at each, and its step size after warm-up."""
-    initialise, transition = _kernel(space, n_warmup)
+    initialise, transition = _kernel(space, length)
     # the transition has its settings from the initialisation: it is traced, not run again
     first = state.nuts
     start = ParamInfo(first.z, first.potential_energy, first.z_grad)
@@ -164,8 +174,8 @@ def iterate(space: Space, n_warmup: int, n_draws: int, state: State) -> tuple[Ch
         return State(nuts, held, key), (draw, held)
 
     # one loop for warm-up and draws: the kernel is compiled once
-    last, run = jax.lax.scan(step, state, None, length=n_warmup + n_draws)
-    draws, held = jax.tree.map(lambda leaf: leaf[n_warmup:], run)
+    last, run = jax.lax.scan(step, state, None, length=length.n_warmup + length.n_draws)
+    draws, held = jax.tree.map(lambda leaf: leaf[length.n_warmup :], run)
     return draws, held, last.nuts.adapt_state.step_size
 
 
@@ -178,7 +188,7 @@ def moved_to(space: Space, held: Array, nuts: HMCState, z: Array) -> HMCState:
 @jit_unoptimised(static_argnums=(0, 1))
 def begin_chain(
     target: Target,
-    n_warmup: int,
+    length: Length,
     data: Data,
     chart: Chart,
     key: Array,
@@ -194,7 +204,7 @@ def begin_chain(
     split = _split(target, data, chart)
     start_key, *keys = jax.random.split(jax.random.fold_in(key, chain), 3)
     z = scatter(start_key, chart.mode[split.n_held :])
-    return begin(split, n_warmup, chart.mode[: split.n_held], z, keys)
+    return begin(split, length, chart.mode[: split.n_held], z, keys)
 
 
 def scatter(key: Array, mode: Array) -> Array:
@@ -202,11 +212,10 @@ def scatter(key: Array, mode: Array) -> Array:
     return _SPREAD * jax.random.normal(key, mode.shape)
 
 
-@jit_wide(static_argnums=(0, 1, 2))
+@jit_wide(static_argnums=(0, 1))
 def run_chain(
     target: Target,
-    n_warmup: int,
-    n_draws: int,
+    length: Length,
     data: Data,
     chart: Chart,
     state: State,
@@ -217,20 +226,19 @@ def run_chain(
     ----------
     target, data
         What is sampled.
-    n_warmup, n_draws
-        Iterations for adaptation and to keep.
+    length
+        Of the chain.
     chart
         Coordinates around a mode.
     """
-    draws, _, step_size = iterate(_split(target, data, chart), n_warmup, n_draws, state)
+    draws, _, step_size = iterate(_split(target, data, chart), length, state)
     return draws, step_size
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def run_chains(
     target: Target,
-    n_warmup: int,
-    n_draws: int,
+    length: Length,
     data: Data,
     charts: Chart,
     key: Array,
@@ -241,8 +249,8 @@ def run_chains(
     """
 
     def one(chart: Chart, chain: Array) -> tuple[Chain, Array]:
-        state = begin_chain.function(target, n_warmup, data, chart, key, chain)
-        return run_chain.function(target, n_warmup, n_draws, data, chart, state)
+        state = begin_chain.function(target, length, data, chart, key, chain)
+        return run_chain.function(target, length, data, chart, state)
 
     return jax.vmap(one)(charts, jnp.arange(len(charts.mode)))
 

@@ -84,7 +84,6 @@ def draw_posterior(
         n_warmup=plan.warmup,
         n_draws=plan.draws,
         n_threads=1,
-        leap=False,  # a study has hundreds of posteriors
     )
     found = mixing(draws)
     divergences = float(found.divergences)
