@@ -19,7 +19,8 @@ from bayesmoe.core.layout import Layout
 from bayesmoe.core.likelihood import log_likelihood
 from bayesmoe.core.observations import CHUNK, Data, make_data
 from bayesmoe.core.scaling import Scaling
-from bayesmoe.inference import nuts, point
+from bayesmoe.inference import nuts, point, runs
+from bayesmoe.models import make_gate
 from bayesmoe.study import cell as cell_module
 from bayesmoe.study import engine, executors
 from bayesmoe.study.columns import Arrays
@@ -43,7 +44,7 @@ def sample() -> tuple[np.ndarray, np.ndarray]:
 def as_accelerator(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The programs of an accelerator on the CPU; none of them is left to later tests."""
     jax.clear_caches()
-    for module in (device, observations, nuts, point, executors):
+    for module in (device, observations, runs, point, executors):
         monkeypatch.setattr(module, "on_accelerator", lambda: True)
     yield
     monkeypatch.undo()
@@ -103,12 +104,23 @@ def test_fits_and_chains_at_once(
     below = 2 * (at_once.log_likelihood - np.asarray(draws.log_likelihood))
     assert draws.measures.batch_shape == (2, 40)
     assert LAYOUT.size / 2 < np.median(below) < 2 * LAYOUT.size
-    for module in (device, observations, nuts):
+    for module in (device, observations, runs):
         monkeypatch.setattr(module, "on_accelerator", lambda: False)
     jax.clear_caches()
     in_turn = fit_mle(MODEL, x, y)
     assert at_once.status is in_turn.status
     assert at_once.log_likelihood == pytest.approx(in_turn.log_likelihood, rel=1e-12)
+
+
+@pytest.mark.slow
+def test_chains_that_leap_at_once(as_accelerator: None) -> None:
+    """Few data under softplus, whose posterior has one mode for each reference expert."""
+    model = moe(make_gate("activation_dense_to_sparse", activation="softplus"), 2)
+    x, y = scenario("lambda", gate="activation_dense_to_sparse").simulate(1, 120)
+    draws = nuts.sample_chains(model, x, y, key=1, n_warmup=60, n_draws=40, n_chains=2)
+    assert draws.leaps
+    assert np.all(np.isfinite(draws.lp))
+    assert len(np.unique(draws.near)) > 1
 
 
 @pytest.mark.slow
