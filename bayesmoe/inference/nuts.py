@@ -60,7 +60,8 @@ class Draws(NamedTuple):
     start_modes
         The mode at which each chain started, in proportion to their weights, shape ``(chain,)``.
     near
-        The mode near which each draw is, where chains leap; elsewhere the one where they started.
+        Where chains leap, the mode at which the law that each draw is near began; elsewhere the one
+        where they started. Shape ``(chain, draw)``.
     leaps
         Whether chains leap between modes.
     """

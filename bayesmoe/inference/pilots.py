@@ -82,7 +82,10 @@ def candidates_for_pilots(layout: Layout, modes: Modes) -> np.ndarray:
 def send_pilots(
     run: Run, modes: Modes, candidates: np.ndarray, key: Array, n_threads: int
 ) -> Pilots:
-    """Pilots around modes, the heaviest first, until all candidates are near one's draws."""
+    """Pilots around modes, the heaviest first, until all candidates are near the draws of one.
+
+    They are sent two at a time, however many threads there are, so that the same ones are sent.
+    """
     layout, left = run.target.layout, candidates[_AT_ONCE:]
     run = run._replace(length=_LENGTH)
     run.compile(_AT_ONCE)
