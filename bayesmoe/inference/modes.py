@@ -9,12 +9,13 @@ from __future__ import annotations
 from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.special
 from jax import Array
 
-from bayesmoe.core.compilation import jit_by_size
+from bayesmoe.core.compilation import jit_by_size, jit_unoptimised
 from bayesmoe.core.device import each
 from bayesmoe.core.hessian import Evaluation
 from bayesmoe.core.observations import Data
@@ -71,27 +72,80 @@ def find_modes(target: Target, scaling: Scaling, data: Data, start: Fit, n_threa
 
     Those where the search did not converge are left out, unless it converged nowhere: where the
     density jumps it need not. The starts are shared out among threads, with the same result.
+
+    Where logits are linear the likelihood does not know which expert is the reference, and the
+    prior does: from each mode the search goes on as it is seen from every other reference.
     """
     points = np.asarray(pack(target.layout, scaling, start.starts.measures))
+    found = _seek(target, data, points, n_threads)
+    found = found.take(_distinct(found))
+    if target.layout.gate.linear and target.layout.n_experts > 1:
+        elsewhere = _other_references(target, found.modes.u)
+        both = found.joined(_seek(target, data, elsewhere, n_threads))
+        found = both.take(_distinct(both, len(found.heights)))
+    return found.modes
+
+
+class _Found(NamedTuple):
+    """Where searches ended, the log densities there and whether they converged: s of each."""
+
+    modes: Modes
+    heights: np.ndarray
+    converged: np.ndarray
+
+    def take(self, chosen: list[int]) -> _Found:
+        return jax.tree.map(lambda block: block[chosen], self)
+
+    def joined(self, other: _Found) -> _Found:
+        return jax.tree.map(lambda *blocks: np.concatenate(blocks), self, other)
+
+
+def _seek(target: Target, data: Data, points: np.ndarray, n_threads: int) -> _Found:
+    """Where searches from identifiable coordinates ``(s, p)`` end."""
     program = partial(_climb, target, data)
     optima = in_pairs(program, points, np.ones(len(points), bool), n_threads)
-    found, heights = _approximate(optima, int(data.n_observations))
-    converged = (optima.gradient_norm <= newton.GRADIENT_TOLERANCE) & (
-        optima.least_curvature >= -newton.CURVATURE_TOLERANCE
-    )
-    usable = np.isfinite(found.log_evidence)
-    if np.any(usable & converged):
-        usable &= converged
+    flat = optima.gradient_norm <= newton.GRADIENT_TOLERANCE
+    concave = optima.least_curvature >= -newton.CURVATURE_TOLERANCE
+    return _Found(*_approximate(optima, int(data.n_observations)), np.asarray(flat & concave))
+
+
+def _distinct(found: _Found, n_first: int = 0) -> list[int]:
+    """Indices of modes that differ, those of most mass first; at least one.
+
+    Of copies the one with more mass is kept, or one of the ``n_first`` first: which of them has
+    more is a matter of rounding, and must not decide on the labels.
+    """
+    masses = found.modes.log_evidence
+    usable = np.isfinite(masses)
+    if np.any(usable & found.converged):
+        usable &= found.converged
     kept: list[int] = []
-    for i in np.argsort(-found.log_evidence, kind="stable"):
-        if usable[i] and not any(_alike(found, heights, i, j) for j in kept):
+    for i in np.lexsort((-masses, np.arange(len(masses)) >= n_first)):
+        if usable[i] and not any(_alike(found, i, j) for j in kept):
             kept.append(int(i))
-    return Modes(*(block[kept or [0]] for block in found))
+    return sorted(kept, key=lambda i: -masses[i]) or [0]
 
 
-def _alike(found: Modes, heights: np.ndarray, i: int, j: int) -> bool:
-    same_mass = abs(found.log_evidence[i] - found.log_evidence[j]) < _SAME
+def _alike(found: _Found, i: int, j: int) -> bool:
+    masses, heights = found.modes.log_evidence, found.heights
+    same_mass = abs(masses[i] - masses[j]) < _SAME
     return bool(same_mass and abs(heights[i] - heights[j]) < _SAME)
+
+
+def _other_references(target: Target, u: np.ndarray) -> np.ndarray:
+    """Modes ``(m, p)`` under each of their k - 1 other references, in identifiable coordinates."""
+    k = target.layout.n_experts
+    orders = [(np.arange(k) + turn) % k for turn in range(1, k)]
+    return np.stack([_permuted(target, one, order) for one in u for order in orders])
+
+
+@jit_unoptimised(static_argnums=0)
+def _permuted(target: Target, u: Array, order: Array) -> Array:
+    """The identifiable coordinates of a mode whose experts are in another order."""
+    measure = target.measure(u)
+    return target.layout.pack(
+        jax.tree.map(lambda leaf: leaf[order] if leaf.ndim else leaf, measure)
+    )
 
 
 def _climb(target: Target, data: Data, starts: np.ndarray, wanted: np.ndarray) -> newton.Optimum:
