@@ -31,6 +31,7 @@ from bayesmoe.inference.transitions import Chain, Density, Length, begin, iterat
 
 _ACCEPT = 0.95  # laws meet along narrow seams
 _PROPOSALS = 32  # a transition of NUTS evaluates tens of gradients
+_AT_ONCE = 8
 
 
 def blank_mixture(m: int, p: int) -> Mixture:
@@ -90,35 +91,28 @@ class _Charted(NamedTuple):
         return new, jax.lax.cond(elsewhere, enter, lambda same: same, nuts), key
 
     def _leap(self, u: Array, lp: Array, key: Array) -> tuple[Array, Array]:
-        """u after the proposals, and whether it is one of them.
+        """u or one of the proposals, by their importance weights, and whether it is one of them."""
+        propose_key, choice_key = jax.random.split(key)
+        proposals = self._propose(propose_key)
+        theirs = jax.lax.map(
+            lambda one: self.target.log_density(one, self.data), proposals, batch_size=_AT_ONCE
+        )
+        among = jnp.concatenate([u[None], proposals])
+        log_density = self.mixture.log_density(self.target.layout, among)
+        weights = jnp.concatenate([lp[None], theirs]) - log_density
+        # what the density has no value for has no weight
+        weights = jnp.where(jnp.isnan(weights), -jnp.inf, weights)
+        chosen = jax.random.categorical(choice_key, weights)
+        return among[chosen], chosen > 0
 
-        Each replaces what was chosen among those before with the probability that its weight has in
-        the sum so far.
-        """
-        layout, mixture = self.target.layout, self.mixture
-
-        def attempt(
-            current: tuple[Array, Array, Array], key: Array
-        ) -> tuple[tuple[Array, Array, Array], None]:
-            u, total, leapt = current
-            law_key, normal_key, choice_key = jax.random.split(key, 3)
-            law = jax.random.categorical(law_key, jnp.log(mixture.weights))
-            normal = jax.random.normal(normal_key, (len(u) + DEGREES,))
-            z, square = normal[:-DEGREES], jnp.sum(normal[-DEGREES:] ** 2)
-            proposal = mixture.place(layout, law, z, square)
-            weight = self._weight(proposal, self.target.log_density(proposal, self.data))
-            total = jnp.logaddexp(total, weight)
-            chosen = jnp.log(jax.random.uniform(choice_key)) < weight - total
-            return (jnp.where(chosen, proposal, u), total, leapt | chosen), None
-
-        first = u, self._weight(u, lp), jnp.array(False)
-        (u, _, leapt), _ = jax.lax.scan(attempt, first, jax.random.split(key, _PROPOSALS))
-        return u, leapt
-
-    def _weight(self, u: Array, lp: Array) -> Array:
-        """The log importance weight; what the density has no value for has none."""
-        weight = lp - self.mixture.log_density(self.target.layout, u[None])[0]
-        return jnp.where(jnp.isnan(weight), -jnp.inf, weight)
+    def _propose(self, key: Array) -> Array:
+        """Draws from the mixture, shape ``(s, p)``."""
+        law_key, normal_key = jax.random.split(key)
+        law = jax.random.categorical(law_key, jnp.log(self.mixture.weights), shape=(_PROPOSALS,))
+        size = self.target.layout.size
+        normal = jax.random.normal(normal_key, (_PROPOSALS, size + DEGREES))
+        square = jnp.sum(normal[:, size:] ** 2, axis=1)
+        return self.mixture.place(self.target.layout, law, normal[:, :size], square)
 
 
 @jit_wide(static_argnums=(0, 1))
