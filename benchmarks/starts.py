@@ -65,7 +65,8 @@ def _search(name: str, gate: str, surplus: int, n: int, replicate: int, estimato
     best = max(float(np.max(reached)) for reached in found.values())
     annealed = np.max(found["annealed"]) > best - SAME if "annealed" in found else None
     at_floor = many.status is bm.Status.AT_VARIANCE_FLOOR
-    return _Search(*_by_default(found["many"], best, most_starts(n)), annealed, at_floor)
+    heights = found["many"][:N_MANY]  # MAP's last ones go on from the best
+    return _Search(*_by_default(heights, best, most_starts(n)), annealed, at_floor)
 
 
 def _reached(fit: bm.Fit) -> np.ndarray:

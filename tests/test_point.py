@@ -378,6 +378,29 @@ def test_starts_go_on_until_some_agree_on_the_best() -> None:
 
 
 @pytest.mark.slow
+def test_no_other_reference_leads_to_a_higher_map() -> None:
+    """The prior tells which expert is the reference: no luck of the starts may."""
+    model = bm.moe("softmax", 3)
+    x, y = bm.scenario("weak").simulate(1, 300)
+    fits = [bm.fit_map(model, x, y, key=key, n_starts=2) for key in range(3)]
+    for fit in fits:
+        assert fit.converged
+        for order in ([1, 2, 0], [2, 0, 1]):
+            turned = jax.tree.map(
+                lambda leaf, order=order: np.asarray(leaf)[order] if leaf.ndim else leaf,
+                fit.measure,
+            )
+            # the reference is moved to zero; the density stays
+            turned = turned.replace(
+                gate_slope=turned.gate_slope - turned.gate_slope[-1],
+                gate_intercept=turned.gate_intercept - turned.gate_intercept[-1],
+            )
+            seen = bm.fit_map(model, x, y, n_starts=0, starts=turned)
+            assert seen.log_density <= fit.log_density + 1e-8
+    by_luck = [np.max(fit.starts.objective[:2]) for fit in fits]
+    assert any(fit.log_density > height + 0.1 for fit, height in zip(fits, by_luck, strict=True))
+
+
 def test_where_starts_agree_there_are_no_more_of_them() -> None:
     x, y = sample("lambda", "softmax", 200)
     assert len(fit_mle(model("softmax", 2), x, y).starts.status) == 12

@@ -83,6 +83,28 @@ class Layout(NamedTuple):
             ]
         )
 
+    @property
+    def other_references_matter(self) -> bool:
+        """Whether a likelihood does not know which expert is the reference, and a prior does.
+
+        That is so of linear gates, but of two experts the other reference mirrors the gate, which a
+        prior that is symmetric about zero does not tell either.
+        """
+        return self.gate.linear and self.n_experts > 2
+
+    def other_references(self, measure: MixingMeasure) -> Array:
+        """Coordinates with each of the k - 1 other experts as the reference, ``(k - 1, p)``.
+
+        Under a linear gate that leaves the density of y unchanged.
+        """
+        k = self.n_experts
+        orders = [(np.arange(k) + turn) % k for turn in range(1, k)]
+
+        def under(order: np.ndarray) -> Array:  # packing moves the last expert's gate to zero
+            return self.pack(jax.tree.map(lambda leaf: leaf[order] if leaf.ndim else leaf, measure))
+
+        return jnp.stack([under(order) for order in orders])
+
     def log_jacobian(self, measure: MixingMeasure) -> Array:
         """log |∂(paper's parameters)/∂coordinates|."""
         gate = self._selected(measure.gate)

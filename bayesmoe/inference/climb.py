@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +24,10 @@ from bayesmoe.core.observations import Data
 from bayesmoe.core.priors import Prior
 from bayesmoe.inference import newton
 from bayesmoe.inference.cold_limit import can_run_cold
-from bayesmoe.inference.outcome import Status, describe, judge, row
+from bayesmoe.inference.outcome import GateState, Status, describe, judge, row
 from bayesmoe.inference.problem import Problem, mean_objective
+
+T = TypeVar("T")
 
 #: heights of one maximum agree to this, relative
 ALIKE = 1e-9
@@ -96,17 +99,28 @@ def in_pairs(
     n_threads: int,
 ) -> newton.Optimum:
     """Where starts ``(S, p)`` end by a program of some starts, and which of them are wanted."""
-    n = len(starts)
 
-    def run(first: int) -> newton.Optimum:
-        some = np.arange(first, first + size) % n  # the last may lack a partner: another stays
-        asked = wanted[some] & (np.arange(first, first + size) < n)
-        return jax.device_get(program(starts[some], asked))
+    def run(some: np.ndarray, count: np.ndarray) -> newton.Optimum:
+        return program(starts[some], wanted[some] & count)
 
+    return _by_pairs(run, len(starts), n_threads)
+
+
+def _by_pairs(program: Callable[[np.ndarray, np.ndarray], T], n: int, n_threads: int) -> T:
+    """What a program makes of n starts, given the indices of some and whether they count.
+
+    The last may lack a partner: another start stands in, and does not count.
+    """
     size = n if on_accelerator() else _PAIR
+
+    def run(first: int) -> T:
+        some = np.arange(first, first + size)
+        return jax.device_get(program(some % n, some < n))
+
     with ThreadPoolExecutor(n_threads) as pool:
         parts = list(pool.map(run, range(0, n, size)))
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:n], *parts)
+    joined: T = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:n], *parts)
+    return joined
 
 
 def _first_alike(values: np.ndarray, on_ray: bool) -> np.ndarray:
@@ -125,10 +139,12 @@ def described(
     problem: Problem, prior: Prior | None, data: Data, optima: newton.Optimum, cold: bool = False
 ) -> tuple[MixingMeasure, Array, tuple[Status, ...]]:
     """Measures on the scale of the data, log priors and statuses; ``cold`` as for `judge`."""
-    measures, log_prior, gates = describe(
-        problem.layout, prior, data, problem.scaling, np.asarray(optima.coordinates)
-    )
-    gates = jax.device_get(gates)
+    points = np.asarray(optima.coordinates)
+
+    def run(some: np.ndarray, _: np.ndarray) -> tuple[MixingMeasure, Array, GateState]:
+        return describe(problem.layout, prior, data, problem.scaling, points[some])
+
+    measures, log_prior, gates = _by_pairs(run, len(points), 1)
     proper = prior is not None and prior.proper
     rows = range(len(optima.value))
     at_least = np.zeros(len(rows), bool)  # a temperature that presses on its lower bound

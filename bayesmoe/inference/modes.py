@@ -73,14 +73,14 @@ def find_modes(target: Target, scaling: Scaling, data: Data, start: Fit, n_threa
     Those where the search did not converge are left out, unless it converged nowhere: where the
     density jumps it need not. The starts are shared out among threads, with the same result.
 
-    Where logits are linear the likelihood does not know which expert is the reference, and the
-    prior does: from each mode the search goes on as it is seen from every other reference.
+    Where the prior alone tells which expert is the reference the search goes on from each mode as
+    it is seen from every other reference.
     """
     points = np.asarray(pack(target.layout, scaling, start.starts.measures))
     found = _seek(target, data, points, n_threads)
     found = found.take(_distinct(found))
-    if target.layout.gate.linear and target.layout.n_experts > 1:
-        elsewhere = _other_references(target, found.modes.u)
+    if target.layout.other_references_matter:
+        elsewhere = np.concatenate([_other_references(target, u) for u in found.modes.u])
         both = found.joined(_seek(target, data, elsewhere, n_threads))
         found = both.take(_distinct(both, len(found.heights)))
     return found.modes
@@ -132,20 +132,10 @@ def _alike(found: _Found, i: int, j: int) -> bool:
     return bool(same_mass and abs(heights[i] - heights[j]) < _SAME)
 
 
-def _other_references(target: Target, u: np.ndarray) -> np.ndarray:
-    """Modes ``(m, p)`` under each of their k - 1 other references, in identifiable coordinates."""
-    k = target.layout.n_experts
-    orders = [(np.arange(k) + turn) % k for turn in range(1, k)]
-    return np.stack([_permuted(target, one, order) for one in u for order in orders])
-
-
 @jit_unoptimised(static_argnums=0)
-def _permuted(target: Target, u: Array, order: Array) -> Array:
-    """The identifiable coordinates of a mode whose experts are in another order."""
-    measure = target.measure(u)
-    return target.layout.pack(
-        jax.tree.map(lambda leaf: leaf[order] if leaf.ndim else leaf, measure)
-    )
+def _other_references(target: Target, u: Array) -> Array:
+    """A mode ``(p,)`` under each of its k - 1 other references, in identifiable coordinates."""
+    return target.layout.other_references(target.measure(u))
 
 
 def _climb(target: Target, data: Data, starts: np.ndarray, wanted: np.ndarray) -> newton.Optimum:

@@ -21,10 +21,13 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from bayesmoe.core.compilation import jit_unoptimised
 from bayesmoe.core.device import on_accelerator
+from bayesmoe.core.layout import Layout
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE
 from bayesmoe.core.priors import Prior
+from bayesmoe.core.scaling import Scaling
 from bayesmoe.core.validate import as_key
 from bayesmoe.inference import newton
 from bayesmoe.inference.climb import ALIKE, climb, climb_together, described
@@ -129,6 +132,10 @@ def fit_map(
 
     Under the flat prior it is the MLE. A proper prior settles what the data leave open: there may
     be fewer rows than parameters, if not than experts, and covariates that do not vary.
+
+    It also tells which of three or more experts is the reference, which the likelihood of a linear
+    gate does not: from the best start the search goes on under every other reference, as k - 1
+    further starts, until none leads higher.
     """
     proper = model.prior.proper
     begin = partial(prepare, model, x, y, variance_floor=variance_floor, proper=proper)
@@ -170,7 +177,25 @@ def _search(
             break
         more = begin(key=jax.random.fold_in(key, batch + 1), n_starts=N_STARTS, starts=None)
         fit = _better(fit, _fit(bounded(more), prior))
-    return _follow(problem, prior, fit)
+    return _follow(problem, prior, _under_other_references(problem, prior, fit))
+
+
+def _under_other_references(problem: Problem, prior: Prior | None, fit: Fit) -> Fit:
+    """The fit, or one that is higher and that it leads to when seen from other references."""
+    layout = problem.layout
+    if prior is None or not prior.proper or not layout.other_references_matter:
+        return fit
+    while True:
+        starts = _other_references(layout, problem.scaling, fit.measure)
+        seen = _better(fit, _fit(problem._replace(starts=starts, n_agnostic=0), prior))
+        if seen.measure is fit.measure:
+            return seen
+        fit = seen
+
+
+@jit_unoptimised(static_argnums=0)
+def _other_references(layout: Layout, scaling: Scaling, measure: MixingMeasure) -> Array:
+    return layout.other_references(scaling.standardise(measure))
 
 
 def _follow(problem: Problem, prior: Prior | None, fit: Fit) -> Fit:
