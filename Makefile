@@ -3,8 +3,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= results/quick
-# whole files to each process: the tests of a file share what they compile
-PARALLEL := -n 2 --dist loadfile
+# whole files to each process: the tests of a file share what they compile; as they come, since by their
+# number of tests, the default, notebooks would come last and one process be idle
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 # fast tests compile more than they run: half the time went into making their programs faster
 UNOPTIMISED := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true
 # notebooks run at the sizes that their metadata mock, compiled as tests are, see tests/conftest.py
@@ -16,7 +17,7 @@ study: $(VENV)/.study
 	$(BIN)/bayesmoe study run quick --out $(OUT)
 
 test: $(VENV)/.test
-	JUPYTER_PATH=$(CURDIR)/tests/jupyter $(BIN)/python -m pytest $(PARALLEL) $(NOTEBOOKS) tests notebooks
+	JUPYTER_PATH=$(CURDIR)/tests/jupyter $(BIN)/python -m pytest $(PARALLEL) $(NOTEBOOKS) notebooks tests
 
 test-fast: $(VENV)/.test
 	XLA_FLAGS="$(UNOPTIMISED) $$XLA_FLAGS" $(BIN)/python -m pytest $(PARALLEL) -m "not slow"

@@ -115,7 +115,7 @@ def test_charts_of_several_laws_leave_a_known_density_as_it_is() -> None:
 
 
 @settings(max_examples=20)
-@given(st.integers(0, 1000), st.integers(1, 8))
+@given(st.integers(0, 1000), st.sampled_from([1, 2, 7]))  # every number compiles anew
 def test_places_in_a_chart_and_shares_of_laws(seed: int, m: int) -> None:
     layout = Layout(SIGMOID, 3, 2)
     space = _Charted(Target(layout, weak(SIGMOID)), NO_DATA, random_mixture(seed, layout, m))
