@@ -28,7 +28,7 @@ from bayesmoe.core.model import MoE
 from bayesmoe.core.observations import Data, sum_over_chunks
 from bayesmoe.core.priors import Prior, weak
 from bayesmoe.inference import newton
-from bayesmoe.inference.outcome import best_start, describe, judge, row
+from bayesmoe.inference.outcome import best_start, describe, gate_states, judge, row
 from bayesmoe.inference.point import Fit, fit_map
 from bayesmoe.inference.problem import N_STARTS, VARIANCE_FLOOR, mean_objective, prepare
 
@@ -134,8 +134,9 @@ def anneal(
     optima = steps.optimum
     shape = optima.value.shape
     flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), optima)
-    described = describe(layout, model.prior, data, problem.scaling, flat.coordinates)
-    measures, log_prior, gates = jax.device_get(described)
+    described = describe(layout, model.prior, problem.scaling, flat.coordinates)
+    measures, log_prior = jax.device_get(described)
+    gates = jax.device_get(gate_states(layout, data, flat.coordinates))
     statuses = [judge(row(flat, i), row(gates, i), model.prior.proper) for i in range(len(flat[0]))]
     n = int(data.n_observations)
     volume = problem.scaling.log_volume(model.n_experts, layout.selection)

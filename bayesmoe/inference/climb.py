@@ -24,7 +24,7 @@ from bayesmoe.core.observations import Data
 from bayesmoe.core.priors import Prior
 from bayesmoe.inference import newton
 from bayesmoe.inference.cold_limit import can_run_cold
-from bayesmoe.inference.outcome import GateState, Status, describe, judge, row
+from bayesmoe.inference.outcome import GateState, Status, describe, gate_states, judge, row
 from bayesmoe.inference.problem import Problem, mean_objective
 
 T = TypeVar("T")
@@ -139,21 +139,32 @@ def described(
     problem: Problem, prior: Prior | None, data: Data, optima: newton.Optimum, cold: bool = False
 ) -> tuple[MixingMeasure, Array, tuple[Status, ...]]:
     """Measures on the scale of the data, log priors and statuses; ``cold`` as for `judge`."""
-    points = np.asarray(optima.coordinates)
+    points, layout = np.asarray(optima.coordinates), problem.layout
 
-    def run(some: np.ndarray, _: np.ndarray) -> tuple[MixingMeasure, Array, GateState]:
-        return describe(problem.layout, prior, data, problem.scaling, points[some])
+    def restored(some: np.ndarray, _: np.ndarray) -> tuple[MixingMeasure, Array]:
+        return describe(layout, prior, problem.scaling, points[some])
 
-    measures, log_prior, gates = _by_pairs(run, len(points), 1)
+    measures, log_prior = _by_pairs(restored, len(points), 1)
     proper = prior is not None and prior.proper
-    rows = range(len(optima.value))
-    at_least = np.zeros(len(rows), bool)  # a temperature that presses on its lower bound
-    if can_run_cold(problem.layout.gate):
-        at_least = np.asarray(optima.at_bound)[:, problem.layout.n_gate - 1]
+    no = np.zeros(len(points), bool)
+    at_least = no
+    if can_run_cold(layout.gate):  # a temperature that presses on its lower bound
+        at_least = np.asarray(optima.at_bound)[:, layout.n_gate - 1]
+    gates = GateState(no, no)
+    if cold or not proper or np.any(at_least | optima.runaway):  # else no status asks for them
+        gates = _gate_states(layout, data, points)
     statuses = tuple(
-        judge(row(optima, i), row(gates, i), proper, cold or bool(at_least[i])) for i in rows
+        judge(row(optima, i), row(gates, i), proper, cold or bool(at_least[i]))
+        for i in range(len(points))
     )
     return measures, log_prior, statuses
+
+
+def _gate_states(layout: Layout, data: Data, points: np.ndarray) -> GateState:
+    def run(some: np.ndarray, _: np.ndarray) -> GateState:
+        return gate_states(layout, data, points[some])
+
+    return _by_pairs(run, len(points), 1)
 
 
 @jit_by_size(static_argnums=(0, 1), data=2)

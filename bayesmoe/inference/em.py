@@ -40,6 +40,7 @@ from bayesmoe.inference.outcome import (
     Status,
     best_start,
     describe,
+    gate_states,
     judge,
     row,
 )
@@ -348,8 +349,9 @@ def _assemble(problem: Problem, runs: list[_Run]) -> EMFit:
     layout, data, lower = problem.layout, problem.data, problem.lower
     states, paths = zip(*runs, strict=True)
     points = jnp.stack([state.point for state in states])
-    measures, _, gates = describe(layout, None, data, problem.scaling, points)
-    optima, gates = jax.device_get((_certify(layout, data, lower, points), gates))
+    measures, _ = describe(layout, None, problem.scaling, points)
+    ends = _certify(layout, data, lower, points), gate_states(layout, data, points)
+    optima, gates = jax.device_get(ends)
     statuses = tuple(_judge(state, row(optima, i), row(gates, i)) for i, state in enumerate(states))
     starts = Starts(
         np.array([path[-1] for path in paths]),

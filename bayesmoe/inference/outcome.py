@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from bayesmoe.core.compilation import jit_quickly
+from bayesmoe.core.compilation import jit_quickly, jit_unoptimised
 from bayesmoe.core.layout import Layout
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.observations import Data, sum_over_chunks
@@ -97,24 +97,30 @@ class Starts:
 class GateState(NamedTuple):
     """What became of a gate on the data, one entry per start."""
 
-    empty: Array  # some expert holds less than `_EMPTY` observations
-    separated: Array  # some experts that are active together share no observation
+    empty: Array | np.ndarray  # some expert holds less than `_EMPTY` observations
+    separated: Array | np.ndarray  # some experts that are active together share no observation
 
 
-@jit_quickly(static_argnums=(0, 1))
+@jit_unoptimised(static_argnums=(0, 1))
 def describe(
-    layout: Layout, prior: Prior | None, data: Data, scaling: Scaling, coordinates: Array
-) -> tuple[MixingMeasure, Array, GateState]:
-    """Measures on the scale of the data, log priors and gates at coordinates ``(S, p)``."""
+    layout: Layout, prior: Prior | None, scaling: Scaling, coordinates: Array
+) -> tuple[MixingMeasure, Array]:
+    """Measures on the scale of the data and log priors at coordinates ``(S, p)``."""
 
-    def one(point: Array) -> tuple[MixingMeasure, Array, GateState]:
+    def one(point: Array) -> tuple[MixingMeasure, Array]:
         measure = layout.unpack(point)
         log_prior = jnp.zeros(())
         if prior is not None:
             log_prior = prior.log_density(layout.gate, measure, layout.selection)
-        return scaling.restore(measure), log_prior, _gate_state(layout, data, point)
+        return scaling.restore(measure), log_prior
 
     return jax.vmap(one)(coordinates)
+
+
+@jit_quickly(static_argnums=0)
+def gate_states(layout: Layout, data: Data, coordinates: Array) -> GateState:
+    """What became of the gates at coordinates ``(S, p)``."""
+    return jax.vmap(lambda point: _gate_state(layout, data, point))(coordinates)
 
 
 def _gate_state(layout: Layout, data: Data, point: Array) -> GateState:
