@@ -13,6 +13,7 @@ import scipy.stats
 from conftest import CASE, CASES, GateCase
 
 import bayesmoe as bm
+from bayesmoe.core.layout import Layout
 from bayesmoe.core.measure import GateParameters
 from bayesmoe.models import make_gate
 
@@ -35,6 +36,17 @@ def permuted(measure: bm.MixingMeasure, order: list[int]) -> bm.MixingMeasure:
     blocks = jax.tree.leaves(measure)
     index = np.asarray(order)
     return bm.MixingMeasure(*(block[index] if block.ndim else block for block in blocks))
+
+
+def test_a_linear_gate_does_not_know_its_reference(case: GateCase) -> None:
+    layout, measure = Layout(case.gate(), 3, 2), case.measure(4)
+    assert layout.other_references_matter == case.linear
+    assert not Layout(case.gate(), 2, 2).other_references_matter  # they mirror each other
+    if case.linear:
+        turned = [layout.unpack(point) for point in layout.other_references(measure)]
+        assert_equal_densities(case, measure, *turned)
+        last = [float(jnp.squeeze(one.intercept[-1])) for one in turned]
+        assert set(last) == set(np.asarray(measure.intercept[:-1]).tolist())
 
 
 def test_the_cases_cover_every_gate() -> None:
