@@ -401,6 +401,7 @@ def test_no_other_reference_leads_to_a_higher_map() -> None:
     assert any(fit.log_density > height + 0.1 for fit, height in zip(fits, by_luck, strict=True))
 
 
+@pytest.mark.slow
 def test_where_starts_agree_there_are_no_more_of_them() -> None:
     x, y = sample("lambda", "softmax", 200)
     assert len(fit_mle(model("softmax", 2), x, y).starts.status) == 12

@@ -31,7 +31,7 @@ from bayesmoe.inference.transitions import Chain, Density, Length, begin, iterat
 
 _ACCEPT = 0.95  # laws meet along narrow seams
 _PROPOSALS = 32  # a transition of NUTS evaluates tens of gradients
-_AT_ONCE = 8
+_AT_ONCE = 8  # are weighed side by side: more take no less time
 
 
 def blank_mixture(m: int, p: int) -> Mixture:
