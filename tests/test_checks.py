@@ -182,6 +182,14 @@ def test_mass_in_other_modes_is_told() -> None:
     assert found(check_posterior(model(), tree), "modes").verdict is Verdict.PASSED
 
 
+def test_masses_that_are_not_known_are_not_judged() -> None:
+    tree = as_nuts(honest())
+    tree.attrs |= {"n_modes": 3, "mode_weight": np.nan}
+    check = found(check_posterior(model(), tree), "modes")
+    assert check.verdict is Verdict.NOT_CHECKED
+    assert "where the density jumps" in check.text
+
+
 def test_a_model_of_the_wrong_width_is_not_calibrated() -> None:
     """Residuals half as wide as the model has them: their PIT crowds the middle."""
     check = found(check_posterior(model(), shifted(honest(), np.zeros(SHAPE), 2.0)), "calibration")

@@ -71,6 +71,8 @@ def test_an_unreliable_elpd_is_never_recommended() -> None:
     found = recommend(frame(a=(0, 0, 8, True), b=(9, 0, 3, False)), 200)
     assert found.model == "a"
     assert "Left out: b, whose elpd of -41.0 is unreliable: 12 rows have a bad" in found.text
+    assert "the only one that is reliable" in found.text
+    assert "more than noise" not in found.text
     none = recommend(frame(b=(0, 0, 3, False)), 200)
     assert none.model is None
     assert none.text.startswith("No model can be recommended")

@@ -18,11 +18,12 @@ from xarray import DataTree
 
 import bayesmoe as bm
 from bayesmoe.core.layout import Layout
+from bayesmoe.core.likelihood import log_density
 from bayesmoe.data.table import read_table
 from bayesmoe.inference.chart import Chart
 from bayesmoe.inference.laplace import MAX_PARETO_K, _systematic, smooth, weigh
 from bayesmoe.inference.mixture import Mixture
-from bayesmoe.inference.modes import _triangular, find_modes
+from bayesmoe.inference.modes import Modes, _triangular, find_modes, spread_out
 from bayesmoe.inference.posterior import make_posterior
 
 STRAIGHT = Layout(CASE["softmax"].gate(), 2, 1)  # charts are straight without a temperature
@@ -259,6 +260,43 @@ def test_copies_under_other_labels_count_once() -> None:
         for start in (alone, doubled)
     )
     np.testing.assert_allclose(two.log_evidence, one.log_evidence, rtol=1e-6)
+
+
+def test_mirror_images_are_no_copies() -> None:
+    """Data that are odd in x have pairs of modes of equal height and mass."""
+    x = np.linspace(-2, 2, 60)
+    y = np.round(1.2 * x)
+    posterior = make_posterior(
+        bm.moe("softmax", 2), x, y, (1, 1), key=jax.random.key(0), start=None
+    )
+    modes, target = posterior.modes, posterior.target
+    np.testing.assert_allclose(modes.log_evidence[0], modes.log_evidence[1], atol=1e-6)
+    one, other = (
+        np.asarray(
+            log_density(
+                target.layout.gate, posterior.scaling.restore(target.measure(u)), x[:, None], y
+            )
+        )
+        for u in jnp.asarray(modes.u[:2])
+    )
+    np.testing.assert_allclose(one, other[::-1], atol=1e-4)
+    assert np.max(np.abs(one - other)) > 0.5
+
+
+def test_where_the_density_jumps_chains_start_apart() -> None:
+    """Beside the densest gate at those whose experts are farthest from each other."""
+    layout = Layout(CASE["softmax"].gate(), 2, 1)
+    g = layout.n_gate
+    u = np.zeros((5, layout.size))
+    u[:, g] = [0.0, 0.1, 3.0, 9.0, 2.0]  # a slope
+    precise = np.eye(layout.size)
+    precise[:g, :g] *= 1e-3  # what the curvature says of the gate does not count
+    whitening = np.stack([np.eye(layout.size)] * 4 + [precise])
+    heights = np.array([0.0, -0.1, -1.0, -5.0, -1.5])
+    evidence = heights + np.linalg.slogdet(whitening)[1]
+    modes = Modes(u, whitening, evidence)
+    assert spread_out(layout, modes, 3).tolist() == [0, 2, 4]
+    assert spread_out(layout, modes, 6).tolist() == [0, 2, 4, 1, 0, 2]
 
 
 def test_modes_are_sought_under_every_reference() -> None:

@@ -21,11 +21,11 @@ import bayesmoe as bm
 from bayesmoe.core.layout import Layout
 from bayesmoe.core.priors import weak
 from bayesmoe.inference.chart import Chart
+from bayesmoe.inference.kernel import Length
 from bayesmoe.inference.leaps import _Charted, run_leaping_chain
 from bayesmoe.inference.mixture import Mixture, copies
 from bayesmoe.inference.nuts import Draws, sample_chains
 from bayesmoe.inference.target import Target
-from bayesmoe.inference.transitions import Length
 from bayesmoe.models import make_gate
 
 SOFTMAX, SIGMOID = CASE["softmax"].gate(), CASE["sigmoid"].gate()

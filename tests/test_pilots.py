@@ -13,11 +13,11 @@ from hills import HILLS, TwoHills
 
 from bayesmoe.core.layout import Layout
 from bayesmoe.inference.chart import Chart
+from bayesmoe.inference.kernel import Length
 from bayesmoe.inference.mixture import DEGREES, MAX_LAWS, copies
 from bayesmoe.inference.modes import Modes
 from bayesmoe.inference.pilots import Pilots, candidates_for_pilots, send_pilots
 from bayesmoe.inference.runs import Run
-from bayesmoe.inference.transitions import Length
 
 SOFTMAX, SIGMOID = CASE["softmax"].gate(), CASE["sigmoid"].gate()
 STRAIGHT = Layout(SOFTMAX, 2, 1)

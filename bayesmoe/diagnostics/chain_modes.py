@@ -51,7 +51,7 @@ class ChainMode(NamedTuple):
         Of the modes as predictive models, by leave-one-out; NaN if that cannot be computed.
     evidence_weight
         The share of the mass near the modes where these chains started, among those where any did,
-        from the attribute ``mode_weights``.
+        from the attribute ``mode_weights``; NaN where that is not known.
     """
 
     chains: tuple[int, ...]
@@ -64,10 +64,12 @@ class ChainMode(NamedTuple):
     def text(self) -> str:
         """The mode in one phrase."""
         chains = ", ".join(map(str, self.chains))
+        known = not np.isnan(self.evidence_weight)
+        evidence = f"{self.evidence_weight:.2f}" if known else "unknown"
         return (
             f"{'chain' if len(self.chains) == 1 else 'chains'} {chains}: {self.description} "
             f"(mean log density {self.log_density:.1f}, stacking weight "
-            f"{self.stacking_weight:.2f}, evidence weight {self.evidence_weight:.2f})"
+            f"{self.stacking_weight:.2f}, evidence weight {evidence})"
         )
 
 

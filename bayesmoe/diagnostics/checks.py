@@ -212,6 +212,10 @@ def _modes(tree: DataTree) -> Check:
     if tree.attrs.get("method") == "laplace" or number == 1:
         text = f"{number} modes were found; draws come from all" if number > 1 else "one was found"
         return Check("modes", Verdict.PASSED, 0.0, text)
+    if np.isnan(share):
+        text = f"{number} modes were found; how much of the posterior is near each is not known "
+        text += "where the density jumps: see whether the chains agree"
+        return Check("modes", Verdict.NOT_CHECKED, np.nan, text)
     if tree.attrs.get("leaps"):
         text = f"{number} modes were found, between which chains leap; {1 - share:.0%} of the mass "
         text += "is near some where none was"

@@ -113,12 +113,13 @@ class Assessment(NamedTuple):
     def reliable(self) -> bool:
         """Whether the elpd is the model's.
 
-        It is if chains agree, their mode has most of the mass, and no row with a bad Pareto k is
-        left as it was.
+        It is if chains agree, their modes have most of the mass as far as that is known, and no row
+        with a bad Pareto k is left as it was.
         """
         attributes = self.posterior.attrs
-        mixed = attributes["status"] == "converged" and attributes["mode_weight"] >= LEAST_MASS
-        return mixed and self.bad_rows == self.refitted_rows
+        mixed = attributes["status"] == "converged"
+        astray = attributes["mode_weight"] < LEAST_MASS  # NaN is not
+        return mixed and not astray and self.bad_rows == self.refitted_rows
 
 
 class Comparison(NamedTuple):
@@ -144,7 +145,7 @@ class Comparison(NamedTuple):
         ``elpd_diff`` is the difference to that model and ``noise`` whether it may be due to chance;
         these and ``weight``, the model's in a stack of all, are NaN and False where the elpd is not
         ``reliable``. ``mode_weight`` is the share of the posterior near modes where
-        a chain started.
+        a chain started; NaN where the density jumps.
         """
         frame = _frame(self.assessments)
         frame["recommended"] = frame.index == self.recommendation.model

@@ -91,7 +91,8 @@ def sample_posterior(
     chain's). Where they can they leap between modes (``leaps``), and ``mode`` of ``sample_stats``
     has the one near which each draw is; elsewhere masses are Laplace's approximation, and
     `bayesmoe.chain_modes` names the modes in which chains stayed. The share ``mode_weight`` of the
-    mass lies near modes where a chain was.
+    mass lies near modes where a chain was. Where the density jumps (top-K with K < k) masses are
+    NaN, and chains start spread out over modes that are about as dense.
 
     Raises
     ------

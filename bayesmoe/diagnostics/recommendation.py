@@ -107,7 +107,7 @@ def recommend(frame: pd.DataFrame, n_rows: int) -> Recommendation:
                                  ascending=[True, True, False], kind="stable")  # fmt: skip
     name, best = str(simplest.index[0]), str(usable.index[0])
     lines = [
-        _choice(name, best, close),
+        _choice(name, best, close, alone=len(usable) == 1),
         *_listed("Noise, and no reason to prefer either", close.drop(index=best), best),
         *_listed("More than noise", usable[~usable["noise"]], best),
         _rule(len(usable), n_rows),
@@ -117,9 +117,11 @@ def recommend(frame: pd.DataFrame, n_rows: int) -> Recommendation:
     return Recommendation(name, "\n".join(lines))
 
 
-def _choice(name: str, best: str, close: pd.DataFrame) -> str:
+def _choice(name: str, best: str, close: pd.DataFrame, alone: bool) -> str:
     row: Any = close.loc[name]
     head = f"Recommended: {name} ({row['n_parameters']} identifiable parameters)."
+    if alone:
+        return f"{head} Its elpd of {row['elpd']:.1f} is the only one that is reliable."
     if len(close) == 1:
         return f"{head} Its elpd of {row['elpd']:.1f} is the best by more than noise."
     if name == best:

@@ -24,10 +24,10 @@ from numpyro.infer.hmc import HMCState
 from bayesmoe.core.compilation import jit_wide
 from bayesmoe.core.observations import Data
 from bayesmoe.inference.chart import blank_charts
+from bayesmoe.inference.kernel import Chain, Density, Length, begin, iterate, moved_to, scatter
 from bayesmoe.inference.mixture import DEGREES, Mixture, copies
 from bayesmoe.inference.outcome import row
 from bayesmoe.inference.target import Target
-from bayesmoe.inference.transitions import Chain, Density, Length, begin, iterate, moved_to, scatter
 
 _ACCEPT = 0.95  # laws meet along narrow seams
 _PROPOSALS = 32  # a transition of NUTS evaluates tens of gradients

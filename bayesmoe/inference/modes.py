@@ -14,10 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special
 from jax import Array
+from scipy.optimize import linear_sum_assignment
 
 from bayesmoe.core.compilation import jit_by_size, jit_unoptimised
 from bayesmoe.core.device import each
 from bayesmoe.core.hessian import Evaluation
+from bayesmoe.core.layout import Layout
 from bayesmoe.core.observations import Data
 from bayesmoe.core.scaling import Scaling
 from bayesmoe.inference import newton
@@ -28,7 +30,11 @@ from bayesmoe.inference.target import Target
 
 #: no direction is taken to be wider than this allows: priors are on standardised data
 LEAST_CURVATURE = 0.1
-_SAME = 1e-4  # modes as dense and as wide as each other, in log units, are copies under new labels
+# modes as dense and as wide as each other, in log units, and with the same experts, to so many of
+# their widths, are copies under new labels; symmetric data have modes that are mirror images
+_SAME = 1e-4
+_SAME_EXPERTS = 0.1
+_AS_DENSE = 0.1  # of the densest gate's density, that a chain may start at another one
 
 
 class Modes(NamedTuple):
@@ -53,6 +59,12 @@ class Modes(NamedTuple):
         """Each mode's share of the mass of all that were found, shape ``(m,)``."""
         return np.asarray(scipy.special.softmax(self.log_evidence))
 
+    def log_density_of_gates(self, n_gate: int) -> np.ndarray:
+        """Of each mode's gate, the experts summed out by Laplace's approximation, ``(m,)``."""
+        precision = np.linalg.inv(self.whitening @ self.whitening.mT)[:, n_gate:, n_gate:]
+        heights = self.log_evidence - np.linalg.slogdet(self.whitening)[1]
+        return np.asarray(heights - 0.5 * np.linalg.slogdet(precision)[1])
+
 
 def allocate(weights: np.ndarray, n_chains: int) -> np.ndarray:
     """The mode at which each chain starts, in proportion to the weights, shape ``(n_chains,)``.
@@ -67,6 +79,23 @@ def allocate(weights: np.ndarray, n_chains: int) -> np.ndarray:
     return np.repeat(np.arange(len(chains)), chains)
 
 
+def spread_out(layout: Layout, modes: Modes, n_chains: int) -> np.ndarray:
+    """The mode at which each chain starts where the density jumps, shape ``(n_chains,)``.
+
+    Curvature does not tell there how much of the posterior is near a mode: how far its gate can
+    move is up to the jumps. Of modes whose gates are about as dense as the densest, each next one
+    has the experts farthest from those before, so that chains which do not meet show it.
+    """
+    density = modes.log_density_of_gates(layout.n_gate)
+    densest = np.argsort(-density, kind="stable")
+    left = densest[density[densest] >= density.max() + np.log(_AS_DENSE)].tolist()
+    chosen = [left.pop(0)]
+    while left and len(chosen) < n_chains:
+        away = [min(_apart(layout, modes, i, j) for j in chosen) for i in left]
+        chosen.append(left.pop(int(np.argmax(away))))
+    return np.resize(chosen, n_chains)
+
+
 def find_modes(target: Target, scaling: Scaling, data: Data, start: Fit, n_threads: int) -> Modes:
     """The distinct modes among those that the starts of a MAP fit lead to.
 
@@ -78,11 +107,11 @@ def find_modes(target: Target, scaling: Scaling, data: Data, start: Fit, n_threa
     """
     points = np.asarray(pack(target.layout, scaling, start.starts.measures))
     found = _seek(target, data, points, n_threads)
-    found = found.take(_distinct(found))
+    found = found.take(_distinct(target.layout, found))
     if target.layout.other_references_matter:
         elsewhere = np.concatenate([_other_references(target, u) for u in found.modes.u])
         both = found.joined(_seek(target, data, elsewhere, n_threads))
-        found = both.take(_distinct(both, len(found.heights)))
+        found = both.take(_distinct(target.layout, both, len(found.heights)))
     return found.modes
 
 
@@ -109,7 +138,7 @@ def _seek(target: Target, data: Data, points: np.ndarray, n_threads: int) -> _Fo
     return _Found(*_approximate(optima, int(data.n_observations)), np.asarray(flat & concave))
 
 
-def _distinct(found: _Found, n_first: int = 0) -> list[int]:
+def _distinct(layout: Layout, found: _Found, n_first: int = 0) -> list[int]:
     """Indices of modes that differ, those of most mass first; at least one.
 
     Of copies the one with more mass is kept, or one of the ``n_first`` first: which of them has
@@ -121,15 +150,32 @@ def _distinct(found: _Found, n_first: int = 0) -> list[int]:
         usable &= found.converged
     kept: list[int] = []
     for i in np.lexsort((-masses, np.arange(len(masses)) >= n_first)):
-        if usable[i] and not any(_alike(found, i, j) for j in kept):
+        if usable[i] and not any(_alike(layout, found, i, j) for j in kept):
             kept.append(int(i))
     return sorted(kept, key=lambda i: -masses[i]) or [0]
 
 
-def _alike(found: _Found, i: int, j: int) -> bool:
+def _alike(layout: Layout, found: _Found, i: int, j: int) -> bool:
     masses, heights = found.modes.log_evidence, found.heights
     same_mass = abs(masses[i] - masses[j]) < _SAME
-    return bool(same_mass and abs(heights[i] - heights[j]) < _SAME)
+    same_height = abs(heights[i] - heights[j]) < _SAME
+    same_experts = _apart(layout, found.modes, i, j) < _SAME_EXPERTS
+    return bool(same_mass and same_height and same_experts)
+
+
+def _apart(layout: Layout, modes: Modes, i: int, j: int) -> float:
+    """How many widths of mode j an expert of mode i is away from its own there, at most."""
+    width = np.sqrt(np.sum(modes.whitening[j] ** 2, axis=1))
+    one, other, unit = (_experts(layout, values) for values in (modes.u[i], modes.u[j], width))
+    distances = np.max(np.abs(one[:, None] - other) / unit, axis=-1)
+    return float(np.max(distances[linear_sum_assignment(distances)]))
+
+
+def _experts(layout: Layout, values: np.ndarray) -> np.ndarray:
+    """Of values for each coordinate ``(p,)`` those of the experts, shape ``(k, d + 2)``."""
+    experts = np.empty(layout.size - layout.n_gate)
+    experts[layout.expert_order()] = values[layout.n_gate :]
+    return experts.reshape(layout.n_experts, -1)
 
 
 @jit_unoptimised(static_argnums=0)

@@ -20,7 +20,8 @@ from bayesmoe.core.model import MoE
 from bayesmoe.core.observations import Data
 from bayesmoe.core.validate import as_key, check_whole
 from bayesmoe.inference.chart import make_charts
-from bayesmoe.inference.modes import Modes, allocate
+from bayesmoe.inference.kernel import Chain, Length
+from bayesmoe.inference.modes import Modes, allocate, spread_out
 from bayesmoe.inference.pilots import candidates_for_pilots, send_pilots
 from bayesmoe.inference.point import Fit
 from bayesmoe.inference.population import Cover, cover
@@ -28,7 +29,6 @@ from bayesmoe.inference.posterior import make_posterior
 from bayesmoe.inference.runs import Run
 from bayesmoe.inference.starts import generator
 from bayesmoe.inference.target import Target
-from bayesmoe.inference.transitions import Chain, Length
 
 N_CHAINS = 4
 N_WARMUP = 500
@@ -56,9 +56,11 @@ class Draws(NamedTuple):
         Of each chain after warm-up, shape ``(chain,)``.
     mode_weights
         The share of the posterior's mass near each distinct mode that was found, shape ``(m,)``:
-        by importance sampling where chains leap, by Laplace's approximation elsewhere.
+        by importance sampling where chains leap, by Laplace's approximation elsewhere. NaN where
+        the density jumps.
     start_modes
-        The mode at which each chain started, in proportion to their weights, shape ``(chain,)``.
+        The mode at which each chain started, in proportion to their weights, shape ``(chain,)``;
+        where the density jumps they are spread out over modes that are about as dense.
     near
         Where chains leap, the mode at which the law that each draw is near began; elsewhere the one
         where they started. Shape ``(chain, draw)``.
@@ -107,7 +109,7 @@ def sample_chains(
         A JAX key or a non-negative int.
     start
         A MAP fit of the same model and data; computed if not given. The chains start around the
-        modes that its starts lead to, in proportion to their mass.
+        modes that its starts lead to, in proportion to their mass where that can be known.
     n_chains, n_warmup, n_draws
         Chains, and iterations per chain for adaptation and to keep.
     n_threads
@@ -171,12 +173,16 @@ class _Around(NamedTuple):
 def _in_charts(
     run: Run, modes: Modes, n_chains: int, n_threads: int
 ) -> tuple[Chain, Array, _Around]:
-    """Chains around modes, in proportion to Laplace's weights."""
-    start = np.zeros(n_chains, int) if _jumps(run.target) else allocate(modes.weights, n_chains)
+    """Chains around modes, in proportion to Laplace's weights; spread out where it has none."""
+    if _jumps(run.target):
+        start = spread_out(run.target.layout, modes, n_chains)
+        weights = np.full(len(modes.u), np.nan)
+    else:
+        start, weights = allocate(modes.weights, n_chains), modes.weights
     charts = make_charts(run.target, modes.u[start], modes.whitening[start])
     chains, step_size = run.sample(charts, n_threads)
     near = np.broadcast_to(start[:, None], chains.lp.shape)
-    return chains, step_size, _Around(modes.weights, start, near, leaps=False)
+    return chains, step_size, _Around(weights, start, near, leaps=False)
 
 
 def _leaping(

@@ -15,10 +15,10 @@ from jax import Array
 
 from bayesmoe.core.layout import Layout
 from bayesmoe.inference.chart import Chart, make_charts, temperature_place
+from bayesmoe.inference.kernel import Length
 from bayesmoe.inference.mixture import DEGREES, MAX_COPIES, MAX_LAWS, Mixture
 from bayesmoe.inference.modes import Modes
 from bayesmoe.inference.runs import Run
-from bayesmoe.inference.transitions import Length
 
 _LENGTH = Length(n_warmup=150, n_draws=150, max_tree_depth=6)
 _AT_ONCE = 2

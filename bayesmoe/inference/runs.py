@@ -15,11 +15,12 @@ from bayesmoe.core.compilation import compile_ahead, in_background
 from bayesmoe.core.device import on_accelerator
 from bayesmoe.core.observations import Data
 from bayesmoe.inference.chart import Chart, blank_charts
+from bayesmoe.inference.kernel import Chain, Length
 from bayesmoe.inference.leaps import blank_mixture, run_leaping_chain, run_leaping_chains
 from bayesmoe.inference.mixture import MAX_LAWS, Mixture
 from bayesmoe.inference.outcome import row
 from bayesmoe.inference.target import Target
-from bayesmoe.inference.transitions import Chain, Length, begin_chain, run_chain, run_chains
+from bayesmoe.inference.transitions import begin_chain, run_chain, run_chains
 
 T = TypeVar("T")
 

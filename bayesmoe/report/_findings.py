@@ -201,6 +201,8 @@ def _failed_check(analysis: Analysis, check: Check) -> Finding | None:
             text = "; ".join(mode.text for mode in modes) + "."
             text = "Their average is no posterior. " + text[0].upper() + text[1:]
             advice = _MODES
+    if check.name == "modes" and check.verdict is Verdict.NOT_CHECKED:
+        subject = "Modes of unknown mass"
     return Finding(subject, text, advice, grave)
 
 

@@ -1,0 +1,135 @@
+"""NumPyro's NUTS with other moves between its transitions, over a space of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from numpyro.infer.hmc import HMCState, hmc
+from numpyro.infer.util import ParamInfo
+
+_SPREAD = 0.5  # of the chains' starts around the mode, in its standard deviations
+
+Density = Callable[[Array], Array]
+Held = Any  # arrays, or a tree of them
+
+
+class Chain(NamedTuple):
+    """One chain's draws in the coordinates sampled, leading axis ``draw``; see `Draws`."""
+
+    u: Array
+    lp: Array
+    energy: Array
+    acceptance_rate: Array
+    n_steps: Array
+    diverging: Array
+
+
+class Length(NamedTuple):
+    """How long a chain is: iterations for adaptation and to keep, and the longest trajectory.
+
+    That has less than two to the power of ``max_tree_depth`` leapfrog steps. In whitened
+    coordinates tens are needed: hundreds mean that whitening failed.
+    """
+
+    n_warmup: int
+    n_draws: int
+    max_tree_depth: int = 8
+
+
+class State(NamedTuple):
+    """A chain between two iterations: NUTS's state, what it holds, and the key to move that."""
+
+    nuts: HMCState
+    held: Held
+    key: Array
+
+
+class Space(Protocol):
+    """Where NUTS moves z of shape ``(q,)``, given what it holds and other moves change."""
+
+    @property
+    def accept(self) -> float:
+        """The mean acceptance that NUTS's step size is adapted to."""
+
+    def potential(self, held: Held) -> Density:
+        """Less the log density of z."""
+
+    def join(self, held: Held, z: Array) -> tuple[Array, Array]:
+        """u, and how much larger the log density of z is than that of u."""
+
+    def move(self, held: Held, nuts: HMCState, key: Array) -> tuple[Held, HMCState, Array]:
+        """What is held after the moves between two transitions, NUTS's state, and the next key."""
+
+
+def _kernel(space: Space, length: Length) -> tuple[Callable[..., HMCState], Callable[..., Any]]:
+    """NumPyro's NUTS: what makes a state of a start, what is held and a key; and the next one."""
+    initialise, transition = hmc(potential_fn_gen=space.potential)
+
+    def begin(start: ParamInfo, held: Held, key: Array) -> HMCState:
+        return initialise(
+            start,
+            length.n_warmup,
+            dense_mass=True,
+            target_accept_prob=space.accept,
+            max_tree_depth=length.max_tree_depth,
+            model_args=(held,),
+            rng_key=key,
+        )
+
+    return begin, transition
+
+
+def begin(space: Space, length: Length, held: Held, z: Array, keys: Sequence[Array]) -> State:
+    """The state in which a chain begins: at z, or at zero if z lies where the density underflows.
+
+    Of the two keys, one is NUTS's and one the other moves'.
+    """
+    initialise, _ = _kernel(space, length)
+    nuts = initialise(_start(space.potential(held), z), held, keys[0])
+    return State(nuts, held, keys[1])
+
+
+def iterate(space: Space, length: Length, state: State) -> tuple[Chain, Held, Array]:
+    """A chain's draws, what it held at each, and its step size after warm-up."""
+    initialise, transition = _kernel(space, length)
+    # the transition has its settings from the initialisation: it is traced, not run again
+    first = state.nuts
+    start = ParamInfo(first.z, first.potential_energy, first.z_grad)
+    jax.eval_shape(initialise, start, state.held, state.key)
+
+    def step(state: State, _: None) -> tuple[State, tuple[Chain, Held]]:
+        nuts, held, key = state
+        nuts = transition(nuts, (held,), {})
+        held, nuts, key = space.move(held, nuts, key)
+        u, excess = space.join(held, nuts.z)
+        lp = -nuts.potential_energy - excess
+        draw = Chain(u, lp, nuts.energy, nuts.accept_prob, nuts.num_steps, nuts.diverging)
+        return State(nuts, held, key), (draw, held)
+
+    # one loop for warm-up and draws: the kernel is compiled once
+    last, run = jax.lax.scan(step, state, None, length=length.n_warmup + length.n_draws)
+    draws, held = jax.tree.map(lambda leaf: leaf[length.n_warmup :], run)
+    return draws, held, last.nuts.adapt_state.step_size
+
+
+def moved_to(space: Space, held: Held, nuts: HMCState, z: Array) -> HMCState:
+    """NUTS's state at another point, or with something else held."""
+    value, gradient = jax.value_and_grad(space.potential(held))(z)
+    return nuts._replace(z=z, potential_energy=value, z_grad=gradient)
+
+
+def scatter(key: Array, mode: Array) -> Array:
+    """Where a chain starts around a mode ``(q,)``, in whitened coordinates."""
+    return _SPREAD * jax.random.normal(key, mode.shape)
+
+
+def _start(potential: Density, z: Array) -> ParamInfo:
+    """A chain's start: z, or the mode (zero) if z lies where the density underflows."""
+    points = jnp.stack([z, jnp.zeros_like(z)])
+    values, gradients = jax.lax.map(jax.value_and_grad(potential), points)
+    chosen = jnp.where(jnp.isfinite(values[0] + jnp.sum(gradients[0])), 0, 1)
+    return ParamInfo(points[chosen], values[chosen], gradients[chosen])
