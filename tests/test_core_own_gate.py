@@ -127,6 +127,20 @@ def test_estimators_see_its_likelihood_gradient_and_hessian() -> None:
         np.testing.assert_allclose(fused.hessian[i], curve, rtol=1e-6, atol=1e-6)
 
 
+def test_a_gate_need_not_be_finite_beyond_the_data() -> None:
+    """Logits in log x, which has no value at zero."""
+
+    class Logarithmic(GaussianGate):
+        def logits(self, parameters: GateParameters, x: Array) -> Array:
+            return parameters.slope @ jnp.log(x) + parameters.intercept[:, None]
+
+    layout, x = Layout(Logarithmic(), 2, 1), np.linspace(1.0, 3.0, 30)[:, None]
+    data = make_data(x, Y, Scaling.from_data(layout.gate, x, Y))
+    evaluation = jax.jit(lambda theta: evaluate_log_likelihood(layout, theta, data))
+    for block in evaluation(jnp.full(layout.size, 0.1)):
+        assert np.all(np.isfinite(block))
+
+
 def test_it_simulates_from_its_density() -> None:
     truth = Scenario("mine", GATE, MEASURE.replace(gate_slope=[[0.2, 0.1], [0.9, 0.8], [0.0, 0.0]]))
     x, y = (np.asarray(part) for part in truth.simulate(1, 3000))

@@ -63,9 +63,11 @@ def make_data(x: ArrayLike, y: ArrayLike, scaling: Scaling, selection: Selection
     while capacity < n_chunks:
         capacity *= 4
 
+    lacking = capacity * length - n
+
     def rows(values: np.ndarray) -> Array:
-        padded = np.zeros((capacity * length, *values.shape[1:]))
-        padded[:n] = values
+        # the last row again: a gate need not be finite, nor have derivatives, away from the data
+        padded = np.pad(values, [(0, lacking)] + [(0, 0)] * (values.ndim - 1), mode="edge")
         chunks = padded.reshape(capacity, length, *values.shape[1:])
         return jax.device_put(np.moveaxis(chunks, 1, -1))
 
@@ -75,7 +77,7 @@ def make_data(x: ArrayLike, y: ArrayLike, scaling: Scaling, selection: Selection
         rows(take(gate_x, selection.gate)),
         rows(take(expert_x, selection.experts)),
         rows((response - np.asarray(scaling.y_shift)) / np.asarray(scaling.y_scale)),
-        rows(np.ones(n)),
+        jax.device_put(np.pad(np.ones(n), (0, lacking)).reshape(capacity, length)),
         jax.device_put(np.int64(n)),
         jax.device_put(np.int64(n_chunks)),
     )
