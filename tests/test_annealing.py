@@ -17,6 +17,8 @@ from numpyro.infer.util import log_density
 
 import bayesmoe as bm
 from bayesmoe.inference.annealing import Annealing
+from bayesmoe.inference.outcome import Starts, Status
+from bayesmoe.inference.point import Fit
 from bayesmoe.report.annealing_figure import annealing_figure
 
 LABELS = ("dense_to_sparse", "sigmoid")
@@ -174,3 +176,15 @@ def test_the_best_path_is_the_one_that_led_to_the_fit() -> None:
     starts = dataclasses.replace(found.fit.starts, objective=np.array([-3.0, -1.0, -2.0]))
     other = dataclasses.replace(found, fit=dataclasses.replace(found.fit, starts=starts))
     assert other.best == 1
+
+
+def test_a_start_under_another_reference_is_no_path() -> None:
+    """It began where the best of the paths' ends led."""
+    one, paths = CASE["dense_to_sparse"].measure(1), np.zeros((2, 4))
+    reached = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), one)
+    heights, status = np.array([-3.0, -2.0, -1.0]), Status.CONVERGED
+    starts = Starts(heights, (status,) * 3, np.zeros(3), np.zeros(3), np.ones(3, int), reached)
+    fit = Fit(one, -1.0, -1.0, status, 0.0, 0.0, starts)
+    model, schedule = bm.moe("dense_to_sparse", 3), np.array([4.0, 3.0, 2.0, 1.0])
+    values = (schedule, *[paths] * 4, paths == 0, jax.tree.map(lambda leaf: leaf[:2], reached))
+    assert Annealing(model, *values, fit).best == 1

@@ -76,9 +76,9 @@ class Annealing:
 
     @property
     def best(self) -> int:
-        """The path whose end led to `fit`."""
-        converged = np.array([status.converged for status in self.fit.starts.status])
-        return best_start(self.fit.starts.objective, converged)
+        """The path whose end led to `fit`, at once or on from there under another reference."""
+        ends = self.fit.starts[: len(self.log_density)]
+        return best_start(ends.objective, np.array([status.converged for status in ends.status]))
 
 
 class _Step(NamedTuple):
