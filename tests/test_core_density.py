@@ -108,6 +108,12 @@ def test_moments_and_cdf_by_quadrature(gate_case: GateCase) -> None:
     np.testing.assert_allclose(law_cdf[:, 0], cumulative, atol=1e-8)
 
 
+@pytest.mark.parametrize("k", [6, 21, 25])
+def test_the_cdf_does_not_exceed_one_by_rounding(k: int) -> None:
+    law = GaussianMixture(jnp.full(k, -np.log(k)), jnp.zeros(k), jnp.ones(k))
+    assert law.cdf(50.0) <= 1
+
+
 def test_samples_follow_the_cdf(gate_case: GateCase) -> None:
     """PIT of 3000 draws at random x is uniform; each test errs with probability 1e-4.
 

@@ -68,6 +68,13 @@ def test_left_out_rows_are_weighted_draws(analysis: Analysis) -> None:
     assert np.abs(found.pit - below.mean((0, 1))).max() > 1e-4  # of all rows, it is another
 
 
+def test_of_rows_above_all_else_the_pit_is_at_most_one(analysis: Analysis) -> None:
+    tree = analysis.posterior.copy(deep=True)
+    tree["observed_data"]["y"] += 1e3
+    pit = left_out(analysis.model.gate, tree).pit
+    assert np.all((pit > 0.999) & (pit <= 1))
+
+
 def test_points_and_quartiles_are_those_of_the_rows(analysis: Analysis, rows: LeftOut) -> None:
     (ax,) = pit_figure(analysis, rows).axes
     pit, x = rows.pit, analysis.table.x.iloc[:, 0].to_numpy()

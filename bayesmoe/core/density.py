@@ -115,7 +115,8 @@ class GaussianMixture(dist.Distribution):
 
     def cdf(self, value: ArrayLike) -> Array:
         component = norm.cdf(jnp.asarray(value)[..., None], self.locs, self.scales)
-        return jnp.sum(jnp.exp(self.log_weights) * component, axis=-1)
+        below = jnp.sum(jnp.exp(self.log_weights) * component, axis=-1)
+        return jnp.minimum(below, 1.0)  # weights add up to one but for rounding
 
     def icdf(self, q: ArrayLike) -> Array:
         """Quantiles of levels 0 < q < 1, which have the batch shape or broadcast to it.

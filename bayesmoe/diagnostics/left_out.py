@@ -75,7 +75,7 @@ def left_out(gate: Gate, tree: DataTree) -> LeftOut:
     below = np.asarray(_below(gate, as_measure(tree), jnp.asarray(x), jnp.asarray(y)))
     weights = np.exp(log_weights.T - log_weights.max(axis=-1))
     pit = np.sum(weights * below.reshape(weights.shape), axis=0) / np.sum(weights, axis=0)
-    return LeftOut(pit, np.asarray(k))
+    return LeftOut(np.minimum(pit, 1.0), np.asarray(k))  # beyond one by rounding alone
 
 
 def groups_by(values: np.ndarray, pit: np.ndarray) -> list[Group]:
