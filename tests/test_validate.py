@@ -195,6 +195,24 @@ def test_a_measure_is_immutable_and_float64_and_indexes_its_batch() -> None:
     np.testing.assert_array_equal(batch[1].variance, 2)
 
 
+@pytest.mark.parametrize("convert", [jnp.asarray, np.asarray])
+def test_a_batch_of_measures_ends_where_a_numpy_array_does(convert: Callable[[Any], Any]) -> None:
+    measure = bm.MixingMeasure(**GOOD)
+    batch = jax.tree.map(lambda leaf: convert(jnp.stack([leaf, leaf + 1, leaf + 2])), measure)
+    np.testing.assert_array_equal(batch[-3].variance, measure.variance)
+    assert batch[np.asarray([2, 0])].batch_shape == (2,)
+    assert batch[1:9].batch_shape == (2,)
+    for index in (3, -4, np.int64(3), (3,), [0, 3], (0, 0)):
+        with pytest.raises(IndexError):
+            batch[index]
+
+
+def test_a_batch_of_measures_has_traced_indices() -> None:
+    batch = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf + 1]), bm.MixingMeasure(**GOOD))
+    one = jax.jit(lambda index: batch[index])(1)
+    np.testing.assert_array_equal(one.variance, batch[1].variance)
+
+
 @pytest.mark.parametrize(
     ("x", "y", "parameters", "message"),
     [

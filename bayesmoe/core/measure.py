@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike
 
@@ -108,13 +109,16 @@ class MixingMeasure:
         fields: dict[str, Any] = {field: getattr(self, field) for field in FIELDS}
         return MixingMeasure(**{**fields, **changes})
 
-    # indices that are too large are clamped, so that iteration would never end
+    # a single measure would pass for an empty batch
     __iter__ = None
 
     def __getitem__(self, index: Any) -> MixingMeasure:
         """Index the batch axes."""
         if not self.batch_shape:
             raise IndexError("a single mixing measure has no batch axes to index")
+        entries = index if isinstance(index, tuple) else (index,)
+        if not any(isinstance(entry, jax.core.Tracer) for entry in entries):
+            np.broadcast_to(0, self.batch_shape)[index]  # raises IndexError where JAX would clamp
         return jax.tree_util.tree_map(lambda leaf: leaf[index], self)
 
     def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], None]:
