@@ -128,13 +128,16 @@ def _numeric(name: str, value: Any) -> Array:
         if array.dtype.kind not in "biuf":
             array = np.asarray(value, dtype=object).astype(float)
         array = array.astype(float)
+        if isinstance(value, np.ma.MaskedArray):
+            array = np.where(value.mask, np.nan, array)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{name} must be numeric: {error}") from None
     bad = np.argwhere(~np.isfinite(array))
     if len(bad):
+        kinds = "NaN, infinite or masked" if np.ma.isMaskedArray(value) else "NaN or infinite"
         where = tuple(int(i) for i in bad[0])
         raise ValueError(
-            f"{name} has {len(bad)} values that are NaN or infinite, the first at {where}"
+            f"{name} has {len(bad)} values that are {kinds}, the first at {where}"
             f"{_other_rows(bad)}; remove or impute them first"
         )
     return jax.device_put(array)  # jnp.asarray would compile anew for every shape
