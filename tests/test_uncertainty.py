@@ -201,6 +201,19 @@ def test_equivariance(label: str, shift: float, sandwich: bool) -> None:
         np.testing.assert_allclose(old, 3 * one.intercept[0], rtol=1e-6)
 
 
+@pytest.mark.parametrize(("x_unit", "y_unit"), [(1.0, 1e78), (1e90, 1e-90)])
+def test_errors_have_squares_beyond_all_numbers(x_unit: float, y_unit: float) -> None:
+    """Those of a variance and of a slope, in units that are accepted."""
+    found = []
+    for factors in ((1.0, 1.0), (x_unit, y_unit)):
+        x, y = (c * values for c, values in zip(factors, sample("lambda", "softmax"), strict=True))
+        fit = fit_mle(model("softmax", 1), x, y, n_starts=1)
+        found.append(standard_errors(model("softmax", 1), fit, x, y).measure)
+    one, two = found
+    np.testing.assert_allclose(two.variance / y_unit / y_unit, one.variance, rtol=1e-9)
+    np.testing.assert_allclose(two.slope / y_unit * x_unit, one.slope, rtol=1e-9)
+
+
 def original_covariance(model: bm.MoE, fit: Fit, x: Floats, y: Floats, sandwich: bool) -> Floats:
     """Of slope and intercept of the first expert on the scale of the data, for d = 1, softmax."""
     c = standard_errors(model, fit, x, y, sandwich=sandwich).covariance[np.ix_([2, 4], [2, 4])]

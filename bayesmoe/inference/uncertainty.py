@@ -244,12 +244,14 @@ def _pseudo_inverse(information: np.ndarray, n: int, tolerance: float) -> _Inver
 
 def _delta_method(to_paper: np.ndarray, inverse: _Inverse) -> np.ndarray:
     """Standard errors of the paper's parameters, infinite where one moves along the null space."""
-    variance = np.einsum("ij,jk,ik->i", to_paper, inverse.matrix, to_paper)
+    size = np.max(np.abs(to_paper), axis=1, initial=0.0)  # whose square need not be a number
+    rows = to_paper / np.where(size > 0, size, 1.0)[:, None]
+    variance = np.einsum("ij,jk,ik->i", rows, inverse.matrix, rows)
     directions, _ = np.linalg.qr(inverse.null / inverse.unit[:, None])
-    gradient = to_paper * inverse.unit
+    gradient = rows * inverse.unit
     component = np.linalg.norm(gradient @ directions, axis=1)
     moved = component > inverse.blur * np.linalg.norm(gradient, axis=1)
-    return np.where(moved, np.inf, np.sqrt(np.maximum(variance, 0.0)))
+    return np.where(moved, np.inf, size * np.sqrt(np.maximum(variance, 0.0)))
 
 
 @jit_by_size(static_argnums=0, data=1)
