@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -87,6 +88,19 @@ def test_log_joint_is_prior_plus_likelihood(label: str, prior: str) -> None:
         joint, scipy_log_prior(case, prior, measure) + likelihood, rtol=1e-10, atol=1e-9
     )
     np.testing.assert_allclose(joint, own + likelihood, rtol=1e-10, atol=1e-9)
+
+
+@pytest.mark.parametrize("improper", [("slope",), ("gate_slope", "intercept"), ("variance",)])
+def test_improper_blocks_are_constant_on_any_scale(improper: tuple[str, ...]) -> None:
+    weak, flat = (bm.moe("softmax", 3, name).prior for name in ("weak", "flat"))
+    blocks = {name: getattr(flat, name) for name in improper}
+    model = bm.moe("softmax", 3, dataclasses.replace(weak, **blocks, proper=False))
+    case, scaling = CASE["softmax"], Scaling.from_data(model.gate, X, Y)
+    measure = case.measure(2)
+    joint = jax.jit(lambda given: log_density(model.numpyro, (X, Y), {}, given)[0])
+    own = model.prior.log_density(model.gate, scaling.standardise(measure))
+    own += np.log(case.density(measure, X, Y)).sum() - model.prior.log_volume(scaling, 3)
+    np.testing.assert_allclose(joint(sites(case, measure)), own, rtol=1e-10)
 
 
 def abstract_trace(program: Any, *data: np.ndarray) -> dict[str, Any]:

@@ -196,6 +196,7 @@ def test_map_under_the_flat_prior_is_the_mle(label: str) -> None:
     x, y = sample("lambda", label, 300)
     mle = fit_mle(model(label, 2), x, y, key=1)
     flat = fit_map(model(label, 2, "flat"), x, y, key=1)
+    assert flat.log_density == pytest.approx(flat.log_likelihood, rel=1e-13)
     assert mle.converged
     assert flat.converged
     distance = relative(identifiable(label, flat.measure), identifiable(label, mle.measure))

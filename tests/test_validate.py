@@ -53,7 +53,11 @@ def with_value(array: np.ndarray, value: float) -> np.ndarray:
         (X + 1j, Y, "x must be numeric"),
         ([[1.0], [1.0, 2.0]], [1.0, 2.0], "x must be numeric"),
         (X, [None, 1, 2, 3, 4, 5], "y has 1 values that are NaN"),
-        (X, np.ma.masked_greater(Y, 3), r"y has 2 .* masked, the first at \(4,\), others in rows 5"),
+        (
+            X,
+            np.ma.masked_greater(Y, 3),
+            r"y has 2 .* masked, the first at \(4,\), others in rows 5",
+        ),
         (np.ma.masked_equal(X.astype(int), 3), Y, r"x has 1 .* masked, the first at \(1, 1\)"),
         (X, Y[:5], "x has 6 rows but y has 5; they must agree"),
         (X[0], Y, "x has 2 rows but y has 6"),

@@ -13,6 +13,7 @@ from numpyro.distributions import constraints
 
 from bayesmoe.core.gate import Gate
 from bayesmoe.core.measure import MixingMeasure
+from bayesmoe.core.scaling import Scaling
 from bayesmoe.core.selection import ALL, Selection, take
 
 
@@ -70,6 +71,15 @@ class Prior:
         total += _log_prob(self.intercept, measure.intercept)
         return total + _log_prob(self.variance, measure.variance)
 
+    def log_volume(self, scaling: Scaling, n_experts: int, selection: Selection = ALL) -> float:
+        """By how much `log_density` exceeds the log density on the original scale.
+
+        That is `Scaling.log_volume` of the blocks that have a density: what is improper is constant
+        on any scale.
+        """
+        volumes = scaling.log_volumes(n_experts, selection)
+        return sum(volumes[block] for block in volumes if not _improper(getattr(self, block)))
+
 
 @functools.cache
 def weak(gate: Gate) -> Prior:
@@ -122,9 +132,13 @@ def compact(gate: Gate) -> Prior:
 PRIORS = {"weak": weak, "flat": flat, "compact": compact}
 
 
+def _improper(base: dist.Distribution) -> bool:
+    return isinstance(base, dist.ImproperUniform)
+
+
 def _log_prob(base: dist.Distribution, value: Array) -> Array:
     """Σ log density of ``value``; -inf outside the support, zero for an improper uniform."""
-    if isinstance(base, dist.ImproperUniform):
+    if _improper(base):
         return jnp.zeros(())
     inside = base.support(value)
     # a point of the support stands in for values outside, to keep gradients finite

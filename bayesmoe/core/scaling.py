@@ -89,11 +89,19 @@ class Scaling:
 
     def log_volume(self, n_experts: int, selection: Selection = ALL) -> float:
         """log |∂(original parameters)/∂(standardised parameters)|, of free parameters alone."""
+        return sum(self.log_volumes(n_experts, selection).values())
+
+    def log_volumes(self, n_experts: int, selection: Selection = ALL) -> dict[str, float]:
+        """The terms of `log_volume`, one for each block of parameters that is scaled."""
         x_scale = take(np.asarray(self.x_scale), selection.experts)
         gate_scale = take(np.asarray(self.gate_scale), selection.gate)
         y_scale = float(self.y_scale)
-        experts = float(np.sum(np.log(y_scale / x_scale))) + 3 * np.log(y_scale)
-        return float(n_experts * experts - (n_experts - 1) * np.sum(np.log(gate_scale)))
+        return {
+            "gate_slope": float((1 - n_experts) * np.sum(np.log(gate_scale))),
+            "slope": float(n_experts * np.sum(np.log(y_scale / x_scale))),
+            "intercept": n_experts * float(np.log(y_scale)),
+            "variance": 2 * n_experts * float(np.log(y_scale)),
+        }
 
 
 def _moments(values: Array | np.ndarray) -> tuple[Array, Array]:

@@ -139,7 +139,7 @@ def anneal(
     gates = jax.device_get(gate_states(layout, data, flat.coordinates))
     statuses = [judge(row(flat, i), row(gates, i), model.prior.proper) for i in range(len(flat[0]))]
     n = int(data.n_observations)
-    volume = problem.scaling.log_volume(model.n_experts, layout.selection)
+    volume = model.prior.log_volume(problem.scaling, model.n_experts, layout.selection)
     log_density = n * optima.value - problem.log_unit
     ends = measures[np.arange(shape[0]) * shape[1] + shape[1] - 1]
     return Annealing(

@@ -252,7 +252,7 @@ def _assemble(
     per_y = problem.log_unit
     per_parameter = 0.0
     if prior is not None:
-        per_parameter = scaling.log_volume(layout.n_experts, layout.selection)
+        per_parameter = prior.log_volume(scaling, layout.n_experts, layout.selection)
     objective = np.asarray(n * optima.value - per_y - per_parameter)
     best = best_start(objective, np.array([status.converged for status in statuses]))
     starts = Starts(
