@@ -267,11 +267,13 @@ def test_splitting_keeps_the_density() -> None:
 
 
 def test_misuse_of_splitting() -> None:
-    measure = truth("softmax").measure
+    measure, half = truth("softmax").measure, 0.5
     with pytest.raises(ValueError, match="has 1 experts, the truth 2; it must have at least as"):
         split_expert(measure, 1)
     with pytest.raises(ValueError, match="split must be one of the true experts 0 to 1, got 2"):
         split_expert(measure, 3, 2)
+    with pytest.raises(ValueError, match=r"split must be a whole number of at least 0, got 0\.5"):
+        split_expert(measure, 3, half)
     top_one = bm.moe("top_k_sparse", 3, top_k=2)
     with pytest.raises(ValueError, match="when a true expert is split; raise top_k by"):
         identify(top_one, bm.scenario("lambda", "top_k_sparse"))

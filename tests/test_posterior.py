@@ -471,7 +471,7 @@ def test_a_data_frame_names_the_covariates() -> None:
     [
         ({"n_chains": 0}, "n_chains must be a whole number of at least 1, got 0"),
         ({"n_draws": 2.5}, "n_draws must be a whole number of at least 1, got 2.5"),
-        ({"key": -1}, "key must be a JAX key or a non-negative int, got -1"),
+        ({"key": -1}, r"key must be a JAX key or a non-negative int below 2\*\*63, got -1"),
     ],
 )
 def test_bad_arguments_are_refused(arguments: dict[str, float], message: str) -> None:

@@ -368,6 +368,14 @@ def test_mistakes(call: Callable[..., Any], message: str) -> None:
         call(of(draws("softmax")), x, y)
 
 
+@pytest.mark.parametrize("field", ["variance", "temperature"])
+def test_measures_of_no_law_are_refused(field: str) -> None:
+    measure = draws("softmax")
+    wrong = measure.replace(**{field: -getattr(measure, field)})
+    with pytest.raises(ValueError, match=f"the estimate must have a positive {field}, got -"):
+        bm.Predictive(bm.moe("softmax", K), wrong)
+
+
 def test_a_mean_that_overflows_is_refused() -> None:
     steep = bm.MixingMeasure([[0.0]], [0.0], 1.0, [[1e10]], [0.0], [1.0])
     with pytest.raises(ValueError, match="row 1 is no finite number"):

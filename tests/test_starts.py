@@ -172,12 +172,17 @@ def test_near_truth_starts_are_split_copies() -> None:
         assert abs(found - expected) < 0.05 * abs(expected)
 
 
+NO_STARTS = bm.MixingMeasure(
+    *(np.zeros((0, *shape)) for shape in ((2, 1), (2,), (), (2, 1), (2,), (2,)))
+)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"n_starts": 0}, "n_starts must be a whole number of at least 1, got 0"),
         ({"variance_floor": 0.0}, r"variance_floor, .* must lie between 0 and 1; got 0.0"),
-        ({"key": "seed"}, "key must be a JAX key or a non-negative int, got 'seed'"),
+        ({"key": "seed"}, r"key must be a JAX key or a non-negative int below 2\*\*63, got 'seed'"),
         (
             {"starts": bm.MixingMeasure(np.zeros((3, 1)), np.zeros(3), 1.0, np.zeros((3, 1)),
                                         np.zeros(3), np.ones(3))},
@@ -188,6 +193,7 @@ def test_near_truth_starts_are_split_copies() -> None:
                                         np.zeros(2), np.asarray([1.0, -1.0]))},
             "starts must have a positive variance, got -1",
         ),
+        ({"starts": NO_STARTS, "n_starts": 0}, "starts holds no measure and n_starts is 0"),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:

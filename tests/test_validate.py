@@ -13,7 +13,7 @@ import pytest
 from conftest import CASE
 
 import bayesmoe as bm
-from bayesmoe.core.validate import as_key, check_estimable, check_observations
+from bayesmoe.core.validate import as_key, check_estimable, check_fraction, check_observations
 
 X, Y = np.arange(12.0).reshape(6, 2), np.arange(6.0)
 ACTIVATION = "activation_dense_to_sparse"
@@ -155,10 +155,15 @@ def test_a_measure_with_other_experts_than_the_model_is_refused() -> None:
         bm.moe("softmax", 2).log_likelihood(CASE["softmax"].measure(0, 3), X, Y)
 
 
-@pytest.mark.parametrize("key", [-1, True, 1.0, "0", None, jnp.zeros(3), jnp.zeros(2)])
+@pytest.mark.parametrize("key", [-1, 2**63, True, 1.0, "0", None, jnp.zeros(3), jnp.zeros(2)])
 def test_bad_keys(key: Any) -> None:
     with pytest.raises(ValueError, match="key must be a JAX key or a non-negative int"):
         as_key(key)
+
+
+@pytest.mark.parametrize("value", [0.25, np.float32(0.25), np.float64(0.25)])
+def test_a_fraction_may_be_a_number_of_numpy(value: Any) -> None:
+    assert type(check_fraction("level", value)) is float
 
 
 def test_a_batch_of_keys_is_refused() -> None:

@@ -796,6 +796,14 @@ def test_the_contraction_radius_is_a_quantile() -> None:
     np.testing.assert_array_equal(np.isnan(contraction_radius(losses)), [False, True, False])
 
 
+@pytest.mark.parametrize(
+    ("level", "radius"), [(0.2, 1.8), (0.25, 2), (0.3, np.inf), (0.45, np.inf), (0.9, np.inf)]
+)
+def test_the_contraction_radius_may_be_infinite(level: float, radius: float) -> None:
+    losses = [[1.0, 2.0, np.inf, np.inf, np.inf]]
+    np.testing.assert_allclose(contraction_radius(losses, level), radius)
+
+
 @pytest.mark.parametrize("level", [0, 1, 90, -0.1])
 def test_the_level_of_the_contraction_radius_is_checked(level: float) -> None:
     with pytest.raises(ValueError, match=rf"level must lie between 0 and 1, got {level}; use 0.9"):

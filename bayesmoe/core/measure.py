@@ -135,6 +135,14 @@ class MixingMeasure:
 FIELDS = tuple(field.name for field in dataclasses.fields(MixingMeasure))
 
 
+def check_positive(name: str, measure: MixingMeasure) -> None:
+    """Raise ValueError unless all variances and temperatures are positive."""
+    for field in ("variance", "temperature"):
+        least = float(np.min(getattr(measure, field), initial=np.inf))
+        if not least > 0:
+            raise ValueError(f"{name} must have a positive {field}, got {least:g}")
+
+
 def _check_shapes(arrays: list[Array]) -> None:
     slope = arrays[3]
     if slope.ndim < 2:

@@ -12,6 +12,7 @@ from jax import Array
 
 # variances are squares and slopes ratios of data, and both must be far from under- and overflow
 _LARGEST, _FINEST = 1e100, 1e-100
+_KEY_RULE = "key must be a JAX key or a non-negative int below 2**63"
 
 
 def check_whole(name: str, value: Any, *, least: int) -> int:
@@ -102,15 +103,15 @@ def _check_units(x: np.ndarray, y: np.ndarray) -> None:
 def as_key(key: Any) -> Array:
     """A JAX key from a JAX key (new or old style) or a non-negative int."""
     if isinstance(key, int | np.integer) and not isinstance(key, bool):
-        if key < 0:
-            raise ValueError(f"key must be a JAX key or a non-negative int, got {key}")
+        if not 0 <= key < 2**63:
+            raise ValueError(f"{_KEY_RULE}, got {key}")
         return jax.random.key(int(key))
     if isinstance(key, jax.Array):
         if jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0:
             return key
         if key.dtype == jnp.uint32 and key.shape == (2,):
             return jax.random.wrap_key_data(key)
-    raise ValueError(f"key must be a JAX key or a non-negative int, got {key!r}")
+    raise ValueError(f"{_KEY_RULE}, got {key!r}")
 
 
 def _other_rows(bad: np.ndarray) -> str:
@@ -143,7 +144,8 @@ def _numeric(name: str, value: Any) -> Array:
     return jax.device_put(array)  # jnp.asarray would compile anew for every shape
 
 
-def check_fraction(name: str, value: float) -> None:
-    """Raise ValueError unless ``value`` is a number between 0 and 1, ends excluded."""
-    if not isinstance(value, int | float) or not 0 < value < 1:
+def check_fraction(name: str, value: Any) -> float:
+    """A number between 0 and 1, ends excluded; ValueError otherwise."""
+    if not isinstance(value, int | float | np.floating) or not 0 < value < 1:
         raise ValueError(f"{name} must lie between 0 and 1; got {value!r}")
+    return float(value)

@@ -79,7 +79,7 @@ def concentration(
         If the numbers of experts differ, the tree is not a posterior of the model, or ``level`` is
         not between 0 and 1.
     """
-    check_fraction("level", level)
+    level = check_fraction("level", level)
     if model.n_experts != truth.measure.n_experts:
         raise ValueError(
             f"the model has {model.n_experts} experts, the truth {truth.measure.n_experts}; "
@@ -130,7 +130,7 @@ def coverage(concentrations: Sequence[Concentration], *, confidence: float = 0.9
         If there are fewer than two, they differ in n, level or parameters, or ``confidence`` is not
         between 0 and 1.
     """
-    check_fraction("confidence", confidence)
+    confidence = check_fraction("confidence", confidence)
     _check_alike(concentrations)
     tables = [one.parameters for one in concentrations]
     stacked = {name: np.stack([table[name].to_numpy() for table in tables]) for name in tables[0]}

@@ -15,7 +15,7 @@ from xarray import DataTree
 
 from bayesmoe.core.density import GaussianMixture, predictive_density
 from bayesmoe.core.gate import Gate
-from bayesmoe.core.measure import MixingMeasure
+from bayesmoe.core.measure import MixingMeasure, check_positive
 from bayesmoe.core.model import MoE
 from bayesmoe.core.validate import (
     as_key,
@@ -78,6 +78,7 @@ class Predictive:
                 "pass the model that was fitted"
             )
         model.layout(measures.n_covariates).check("the estimate", measures)
+        check_positive("the estimate", measures)
         axes = len(measures.batch_shape)
         self.model = model
         self.measures: MixingMeasure = jax.tree.map(
@@ -118,7 +119,7 @@ class Predictive:
 
     def interval(self, x: ArrayLike, level: float = LEVEL) -> np.ndarray:
         """Ends of the equal-tailed interval with probability ``level``, shape ``(n, 2)``."""
-        check_fraction("level", level)
+        level = check_fraction("level", level)
         tail = (1 - level) / 2
         return self.quantiles(x, [tail, 1 - tail])
 

@@ -122,7 +122,7 @@ def fit_em(
         If the data or an argument cannot be used; nothing is computed then.
     """
     max_iterations = check_whole("max_iterations", max_iterations, least=1)
-    check_fraction("tolerance, a relative change,", tolerance)
+    tolerance = check_fraction("tolerance, a relative change,", tolerance)
     problem = prepare(
         model, x, y, key=key, n_starts=n_starts, starts=starts, variance_floor=variance_floor
     )

@@ -98,7 +98,7 @@ def prepare(
     else:
         check_estimable(covariates, response, layout.size)
     n_starts = check_whole("n_starts", n_starts, least=0 if starts is not None else 1)
-    check_fraction("variance_floor, a multiple of Var(y),", variance_floor)
+    variance_floor = check_fraction("variance_floor, a multiple of Var(y),", variance_floor)
     scaling = Scaling.from_data(model.gate, covariates, response)
     begin = starting_points(as_key(key), layout, scaling, covariates, response, n_starts, starts)
     lower = np.full(layout.size, -np.inf)

@@ -14,7 +14,7 @@ from jax.scipy.special import logsumexp
 from bayesmoe.core.compilation import jit_quickly, jit_unoptimised
 from bayesmoe.core.gate import Gate
 from bayesmoe.core.layout import Layout
-from bayesmoe.core.measure import GateParameters, MixingMeasure
+from bayesmoe.core.measure import GateParameters, MixingMeasure, check_positive
 from bayesmoe.core.priors import weak
 from bayesmoe.core.scaling import Scaling
 from bayesmoe.core.selection import ALL, Columns, Selection, take
@@ -51,6 +51,8 @@ def starting_points(
     batches = []
     if given is not None:
         _check_starts(layout, given)
+        if not n_starts and 0 in given.batch_shape:
+            raise ValueError("starts holds no measure and n_starts is 0; one must be at least 1")
         batch = jax.tree.map(lambda leaf: leaf if given.batch_shape else leaf[None], given)
         batches.append(pack(layout, scaling, batch))
     known: Scaling = jax.tree.map(np.asarray, scaling)  # JAX would compile anew for every n
@@ -93,10 +95,7 @@ def _check_starts(layout: Layout, given: MixingMeasure) -> None:
             f"got (k, d) = {got} with batch shape {given.batch_shape}"
         )
     layout.check("a start", given)
-    for name in ("variance", "temperature"):
-        least = float(jnp.min(getattr(given, name), initial=jnp.inf))
-        if not least > 0:
-            raise ValueError(f"starts must have a positive {name}, got {least:g}")
+    check_positive("starts", given)
     if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(given)):
         raise ValueError("starts must be finite, got NaN or infinite values")
     if not layout.gate.linear and bool(jnp.any(given.gate_slope[..., -1, :])):

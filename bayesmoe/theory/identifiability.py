@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 from bayesmoe.core.gate import PARAMETER_BLOCKS, Gate, Rate
 from bayesmoe.core.measure import FIELDS, MixingMeasure
 from bayesmoe.core.model import MoE
-from bayesmoe.core.validate import check_covariates
+from bayesmoe.core.validate import check_covariates, check_whole
 from bayesmoe.theory import _fisher
 from bayesmoe.theory._comparison import Truth
 from bayesmoe.theory._degeneracy import DISPLACEMENTS, Neighbourhood, Order
@@ -251,8 +251,8 @@ def split_expert(measure: MixingMeasure, n_experts: int, split: int | None = Non
         raise ValueError(
             f"the model has {n_experts} experts, the truth {k}; it must have at least as many"
         )
-    split = k - 1 if split is None else split
-    if not 0 <= split < k:
+    split = check_whole("split", k - 1 if split is None else split, least=0)
+    if split >= k:
         raise ValueError(f"split must be one of the true experts 0 to {k - 1}, got {split!r}")
     parts = np.ones(k, dtype=int)
     parts[split] += n_experts - k

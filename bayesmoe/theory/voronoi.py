@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -177,12 +178,17 @@ def contraction_radius(losses: ArrayLike, level: float = 0.9) -> Array:
     """
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level!r}; use 0.9 for 90 %")
-    if jnp.ndim(losses) < 2:
+    values = np.asarray(losses)
+    if values.ndim < 2:
         raise ValueError(
-            f"losses must have shape (..., chain, draw), got {jnp.shape(losses)}; "
+            f"losses must have shape (..., chain, draw), got {values.shape}; "
             "add an axis for the one chain"
         )
-    return jnp.asarray(np.quantile(np.asarray(losses), level, axis=(-2, -1)))
+    quantile = partial(np.quantile, values, level, axis=(-2, -1))
+    below, above = quantile(method="lower"), quantile(method="higher")
+    with np.errstate(invalid="ignore"):  # infinite losses, between which it would interpolate
+        between = quantile()
+    return jnp.asarray(np.where((below == above) | np.isinf(above), above, between))
 
 
 # ---------------------------------------------------------------- input
