@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import pickle
 from typing import Any
 
 import jax
@@ -127,3 +129,14 @@ def test_a_prior_of_ones_own_is_used_as_it_is() -> None:
     log_density = jax.jit(lambda measure: prior.log_density(model.gate, measure))
     np.testing.assert_allclose(log_density(measure), want, rtol=1e-12)
     assert log_density(measure.replace(variance=[-1.0, 1.0])) == -jnp.inf
+
+
+@pytest.mark.parametrize("name", ["weak", "flat", "compact"])
+def test_a_model_is_itself_when_unpickled(name: str) -> None:
+    model = bm.moe("activation_dense_to_sparse", 3, prior=name)
+    assert pickle.loads(pickle.dumps(model)) == model
+
+
+def test_a_changed_prior_is_pickled_as_changed() -> None:
+    prior = dataclasses.replace(bm.moe("softmax", 2).prior, slope=dist.Normal(0.0, 7.0))
+    assert float(pickle.loads(pickle.dumps(prior)).slope.scale) == 7.0

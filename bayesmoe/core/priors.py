@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
+from typing import Any, SupportsIndex
 
 import jax.numpy as jnp
 import numpyro.distributions as dist
@@ -50,6 +52,9 @@ class Prior:
     intercept_per_temperature: bool = False
     proper: bool = True
 
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        return vars(self).get("_origin") or super().__reduce_ex__(protocol)
+
     def log_density(self, gate: Gate, measure: MixingMeasure, selection: Selection = ALL) -> Array:
         """log p(measure) in the paper's parameters of standardised data.
 
@@ -81,7 +86,20 @@ class Prior:
         return sum(volumes[block] for block in volumes if not _improper(getattr(self, block)))
 
 
-@functools.cache
+def _named(make: Callable[[Gate], Prior]) -> Callable[[Gate], Prior]:
+    """One prior for each gate, which is pickled by its name: priors are equal by identity."""
+
+    @functools.cache
+    @functools.wraps(make)
+    def named(gate: Gate) -> Prior:
+        prior = make(gate)
+        object.__setattr__(prior, "_origin", (named, (gate,)))
+        return prior
+
+    return named
+
+
+@_named
 def weak(gate: Gate) -> Prior:
     """Weakly informative on standardised data: the default.
 
@@ -105,7 +123,7 @@ def weak(gate: Gate) -> Prior:
     )
 
 
-@functools.cache
+@_named
 def flat(gate: Gate) -> Prior:
     """Constant on the paper's parameters: MAP equals MLE. Improper, so never sampled."""
     del gate
@@ -114,7 +132,7 @@ def flat(gate: Gate) -> Prior:
     return Prior(real, real, positive, real, real, positive, proper=False)
 
 
-@functools.cache
+@_named
 def compact(gate: Gate) -> Prior:
     """Uniform on a box of the paper's parameters: the compact Θ of the theorems."""
     del gate
