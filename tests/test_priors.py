@@ -140,3 +140,40 @@ def test_a_model_is_itself_when_unpickled(name: str) -> None:
 def test_a_changed_prior_is_pickled_as_changed() -> None:
     prior = dataclasses.replace(bm.moe("softmax", 2).prior, slope=dist.Normal(0.0, 7.0))
     assert float(pickle.loads(pickle.dumps(prior)).slope.scale) == 7.0
+
+
+LEAVES_THE_POSITIVE: list[dist.Distribution] = [
+    dist.Normal(0.3, 0.3),
+    dist.Uniform(-2.0, -1.0),
+    dist.Uniform(-1.0, 2.0),
+    dist.TruncatedNormal(0.3, 0.3, high=2.0),
+    dist.TransformedDistribution(
+        dist.LogNormal(), dist.transforms.AffineTransform(0.0, -1.0, dist.constraints.positive)
+    ),
+]
+
+
+@pytest.mark.parametrize("law", LEAVES_THE_POSITIVE, ids=lambda law: type(law).__name__)
+@pytest.mark.parametrize("field", ["variance", "temperature"])
+def test_a_prior_of_a_positive_parameter_that_reaches_below_zero_is_refused(
+    field: str, law: dist.Distribution
+) -> None:
+    """Sampling would cut it off at zero, and the NumPyro program would not."""
+    prior = dataclasses.replace(bm.moe("dense_to_sparse", 2).prior, **{field: law})
+    message = rf"prior of {field} .* is positive: .*TruncatedNormal\(\.\.\., low=0\).*LogNormal"
+    with pytest.raises(ValueError, match=message):
+        bm.moe("dense_to_sparse", 2, prior)
+    if field == "temperature":
+        assert bm.moe("softmax", 2, prior).prior is prior  # it has none
+
+
+def test_positive_priors_of_every_kind_are_taken() -> None:
+    for law in (
+        dist.HalfNormal(1.0),
+        dist.TruncatedNormal(0.3, 0.3, low=0.0),
+        dist.Uniform(0.0, 2.0),
+        dist.ImproperUniform(dist.constraints.positive, (), ()),
+        dist.Delta(0.3),
+    ):
+        prior = dataclasses.replace(bm.moe("softmax", 2).prior, variance=law)
+        assert bm.moe("softmax", 2, prior).prior is prior

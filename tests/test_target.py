@@ -24,7 +24,7 @@ from bayesmoe.inference.posterior import check_proper
 from bayesmoe.inference.problem import mean_objective
 from bayesmoe.inference.target import Target
 
-# every kind of interval: lines, half-lines either way, half-lines cut from positive ones, boxes
+# every kind of interval: lines, half-lines either way, positive half-lines and their parts, boxes
 BOUNDED = Prior(
     gate_slope=dist.TruncatedNormal(0.0, 3.0, low=-4.0),
     gate_intercept=dist.TruncatedNormal(0.0, 3.0, high=0.5),
@@ -38,7 +38,7 @@ TEMPERED = dataclasses.replace(
     BOUNDED,
     gate_slope=dist.Uniform(-4.0, 7.0),
     temperature=dist.HalfNormal(1.0),
-    variance=dist.TruncatedNormal(0.0, 1.0, high=2.0),
+    variance=dist.TruncatedNormal(0.0, 1.0, low=0.0, high=2.0),
     intercept_per_temperature=True,
 )
 CUSTOM = {"bounded": BOUNDED, "tempered": TEMPERED}
@@ -265,13 +265,8 @@ def test_what_map_and_modes_maximise(label: str, jacobian: float | None) -> None
 REFUSED = {
     "slope": (dist.Poisson(2.0), "the prior of slope has support .*interval"),
     "intercept": (dist.Delta(0.0), "the prior of intercept has support .*interval"),
-    "variance": (dist.Uniform(-2.0, -1.0), "the prior of variance .* is positive"),
-    "temperature": (
-        dist.TransformedDistribution(
-            dist.LogNormal(), dist.transforms.AffineTransform(0.0, -1.0, dist.constraints.positive)
-        ),
-        "the prior of temperature .* is positive",
-    ),
+    "variance": (dist.Normal(0.3, 0.3), "the prior of variance .* is positive"),
+    "temperature": (dist.Uniform(-1.0, 2.0), "the prior of temperature .* is positive"),
 }
 
 
@@ -280,7 +275,8 @@ def test_a_prior_without_a_usable_interval_is_refused_before_computing(
     field: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     law, message = REFUSED[field]
-    model = bm.moe("dense_to_sparse", 2, dataclasses.replace(BOUNDED, **{field: law}))
+    prior = dataclasses.replace(BOUNDED, **{field: law})
+    model = dataclasses.replace(bm.moe("dense_to_sparse", 2), prior=prior)
     monkeypatch.setattr("bayesmoe.inference.posterior.fit_map", None)  # calling it would fail
     with pytest.raises(ValueError, match=message):
         sample_chains(model, *observations(0, 40, 1))

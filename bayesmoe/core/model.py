@@ -18,7 +18,7 @@ from bayesmoe.core.gate import Gate
 from bayesmoe.core.layout import Layout
 from bayesmoe.core.likelihood import log_density
 from bayesmoe.core.measure import GateParameters, MixingMeasure
-from bayesmoe.core.priors import PRIORS, Prior
+from bayesmoe.core.priors import PRIORS, Prior, check_positive
 from bayesmoe.core.program import Sites
 from bayesmoe.core.scaling import Scaling
 from bayesmoe.core.selection import ALL, Selection, take
@@ -120,6 +120,7 @@ def make_model(
     gate.check(n_experts)
     _check_gate_covariates(gate, n_experts, selection)
     if isinstance(prior, Prior):
+        check_positive(gate, prior)
         return MoE(gate, n_experts, prior, "custom", selection)
     if prior not in PRIORS:
         raise ValueError(

@@ -99,6 +99,22 @@ def _named(make: Callable[[Gate], Prior]) -> Callable[[Gate], Prior]:
     return named
 
 
+def check_positive(gate: Gate, prior: Prior) -> None:
+    """Raise ValueError if the prior of a positive parameter reaches below zero.
+
+    Sampling would cut it off at zero, where the NumPyro program of the model would not.
+    """
+    for name in ("variance", "temperature") if gate.has_temperature else ("variance",):
+        support = getattr(prior, name).support
+        unbounded = isinstance(support, type(constraints.real)) or hasattr(support, "upper_bound")
+        if getattr(support, "lower_bound", -math.inf if unbounded else 0.0) < 0:
+            raise ValueError(
+                f"the prior of {name} has support {support}, but {name} is positive: choose a "
+                "prior of positive values, such as TruncatedNormal(..., low=0) or LogNormal of "
+                "numpyro.distributions"
+            )
+
+
 @_named
 def weak(gate: Gate) -> Prior:
     """Weakly informative on standardised data: the default.

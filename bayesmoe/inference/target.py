@@ -23,7 +23,7 @@ from bayesmoe.core.layout import Layout
 from bayesmoe.core.likelihood import log_likelihood
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.observations import Data
-from bayesmoe.core.priors import Prior
+from bayesmoe.core.priors import Prior, check_positive
 
 _EDGE = 1e-6  # a point on the boundary is moved inside by this much
 
@@ -135,8 +135,9 @@ def supports(gate: Gate, prior: Prior) -> dict[str, tuple[float, float]]:
     Raises
     ------
     ValueError
-        If a support is no interval, or one of a positive parameter has no positive values.
+        If a support is no interval, or one of a positive parameter reaches below zero.
     """
+    check_positive(gate, prior)
     names = ["gate_slope", "gate_intercept", "slope", "intercept", "variance"]
     if gate.has_temperature:
         names.append("temperature")
@@ -153,13 +154,6 @@ def _interval(name: str, distribution: Any) -> tuple[float, float]:
             f"the prior of {name} has support {support}; sampling needs an interval: "
             "choose a prior on the real line, a half-line or an interval"
         )
-    if name in _POSITIVE:
-        if upper <= 0:
-            raise ValueError(
-                f"the prior of {name} has support {support}, but {name} is positive: "
-                "choose a prior with positive values"
-            )
-        lower = max(lower, 0.0)
     return float(lower), float(upper)
 
 
