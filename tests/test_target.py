@@ -11,10 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 import pytest
+import scipy.integrate
 import scipy.stats
-from conftest import CASE, GateCase
+from conftest import CASE as PACKAGED
+from conftest import GateCase
 
 import bayesmoe as bm
+from bayesmoe.core.gate import Gate
 from bayesmoe.core.likelihood import log_likelihood
 from bayesmoe.core.observations import Data, make_data
 from bayesmoe.core.priors import PRIORS, Prior
@@ -23,6 +26,7 @@ from bayesmoe.inference.nuts import sample_chains
 from bayesmoe.inference.posterior import check_proper
 from bayesmoe.inference.problem import mean_objective
 from bayesmoe.inference.target import Target
+from bayesmoe.models.activation_dense_to_sparse import ActivationDenseToSparse
 
 # every kind of interval: lines, half-lines either way, positive half-lines and their parts, boxes
 BOUNDED = Prior(
@@ -44,6 +48,23 @@ TEMPERED = dataclasses.replace(
 CUSTOM = {"bounded": BOUNDED, "tempered": TEMPERED}
 
 
+class Undivided(ActivationDenseToSparse):
+    """The activation gate with β0 itself as its coordinate."""
+
+    intercept_per_temperature = False
+
+
+class UndividedCase(GateCase):
+    def gate(self, k: int = 3) -> Gate:
+        return Undivided()
+
+
+UNDIVIDED = UndividedCase(
+    "undivided", "undivided", sigma=PACKAGED["sigmoid"].sigma, temperature=True
+)
+CASE = PACKAGED | {"undivided": UNDIVIDED}
+
+
 def pairs(fast: list[tuple[str, str]], *others: tuple[str, str]) -> list[Any]:
     """Gates and priors, those but the fast ones marked slow: each is compiled anew."""
     return [*fast, *(pytest.param(*pair, marks=pytest.mark.slow) for pair in others)]
@@ -52,12 +73,14 @@ def pairs(fast: list[tuple[str, str]], *others: tuple[str, str]) -> list[Any]:
 GATES = ("softmax", "top_k_sparse", "dense_to_sparse", "sigmoid")
 LAWS = ("weak", "compact", *CUSTOM)
 FAST = [("softmax", "compact"), ("dense_to_sparse", "tempered"), ("sigmoid", "bounded")]
+FAST.append(("undivided", "tempered"))
 ALL = pairs(FAST, *(pair for pair in itertools.product(GATES, LAWS) if pair not in FAST))
 # every gate and every prior; all of them where the temperature moves the bounds
 DERIVED = pairs(
     [("softmax", "compact")],
     *[("dense_to_sparse", "tempered"), ("top_k_sparse", "bounded"), ("dense_to_sparse", "bounded")],
     *[("sigmoid", law) for law in LAWS],
+    ("undivided", "tempered"),
 )
 
 
@@ -144,6 +167,34 @@ def test_the_prior_integrates_to_one(label: str, prior: str) -> None:
     error = ratio.std() / np.sqrt(len(ratio))
     assert error < 0.02
     assert abs(ratio.mean() - 1) < 5 * error
+
+
+@pytest.mark.parametrize("tau", [0.3, 3.0])
+def test_bounds_of_a_tempered_intercept_move_with_the_temperature(tau: float) -> None:
+    """Under a prior of β0/τ on [-1, 1], β0 reaches from -τ to τ, and no mass is lost."""
+    weak = bm.moe(Undivided(), 2).prior
+    uniform, normal = (
+        Target(
+            bm.moe(Undivided(), 2).layout(1),
+            dataclasses.replace(
+                weak, gate_intercept=law, temperature=dist.Exponential(1.0),
+                intercept_per_temperature=True,
+            ),
+        )
+        for law in (dist.Uniform(-1.0, 1.0), dist.Normal(0.0, 1.0))
+    )  # fmt: skip
+    measure = CASE["undivided"].measure(0, 2, 1).replace(temperature=tau)
+    u = np.asarray(uniform.unconstrain(uniform.layout.pack(measure)))
+    grid = np.linspace(-60.0, 60.0, 6001) * tau
+    points = np.tile(u, (len(grid), 1))
+    points[:, 1] = grid
+    reached = jax.vmap(uniform.measure)(points).gate_intercept[:, 0]
+    np.testing.assert_allclose([reached.min(), reached.max()], [-tau, tau], rtol=1e-12)
+    mass = [
+        scipy.integrate.trapezoid(np.exp(jax.vmap(target.log_prior)(points)), grid)
+        for target in (uniform, normal)
+    ]
+    np.testing.assert_allclose(mass[0], mass[1], rtol=1e-9)
 
 
 @pytest.mark.parametrize(("label", "prior"), ALL)

@@ -115,15 +115,15 @@ class _Block(NamedTuple):
     where: slice
     lower: float  # infinite for no bound
     upper: float
-    per_temperature: bool  # whether the coordinates are the parameters bounded, divided by τ
+    power: int  # of τ by which the coordinates are multiples of what is bounded
 
     def bounds(self, temperature: Array) -> tuple[Bound, Bound]:
         """Lower and upper bound of the coordinates at τ."""
-        if not self.per_temperature:
+        if not self.power:
             return self.lower, self.upper
-        # an infinite bound stays a number: divided by τ its derivative would be NaN
+        # an infinite bound stays a number: multiplied by τ its derivative would be NaN
         lower, upper = (
-            bound / temperature if np.isfinite(bound) else bound
+            bound * temperature**self.power if np.isfinite(bound) else bound
             for bound in (self.lower, self.upper)
         )
         return lower, upper
@@ -161,22 +161,23 @@ def _bounded_blocks(layout: Layout, prior: Prior) -> Iterator[_Block]:
     """The blocks of θ with bounds; log τ comes first, since the others' bounds depend on it."""
     gate, k, d, g = layout.gate, layout.n_experts, layout.n_expert_covariates, layout.n_gate
     n_slopes = (k - 1) * layout.n_gate_covariates
-    tempered = gate.intercept_per_temperature and not prior.intercept_per_temperature
+    # coordinates may be β1/τ and β0/τ, and bounds those of β0/τ
+    intercept_power = prior.intercept_per_temperature - gate.intercept_per_temperature
     places = {
-        "temperature": (slice(g - 1, g), False),
-        "gate_slope": (slice(0, n_slopes), gate.slope_per_temperature),
-        "gate_intercept": (slice(n_slopes, n_slopes + k - 1), tempered),
-        "slope": (slice(g, g + k * d), False),
-        "intercept": (slice(g + k * d, g + k * (d + 1)), False),
-        "variance": (slice(g + k * (d + 1), layout.size), False),
+        "temperature": (slice(g - 1, g), 0),
+        "gate_slope": (slice(0, n_slopes), -gate.slope_per_temperature),
+        "gate_intercept": (slice(n_slopes, n_slopes + k - 1), intercept_power),
+        "slope": (slice(g, g + k * d), 0),
+        "intercept": (slice(g + k * d, g + k * (d + 1)), 0),
+        "variance": (slice(g + k * (d + 1), layout.size), 0),
     }
     intervals = supports(gate, prior)
-    for name, (where, per_temperature) in places.items():
+    for name, (where, power) in places.items():
         lower, upper = intervals.get(name, (-np.inf, np.inf))
         if name in _POSITIVE:
             lower, upper = (float(np.log(b)) if b > 0 else -np.inf for b in (lower, upper))
         if np.isfinite(lower) or np.isfinite(upper):
-            yield _Block(where, lower, upper, per_temperature)
+            yield _Block(where, lower, upper, power)
 
 
 def _soft_clip(u: Array, lower: Bound, upper: Bound) -> tuple[Array, Array]:
