@@ -23,8 +23,9 @@ variance             (k,)    positive  ``prior.variance``
 Invariances. Gauge: permutation of the experts that keeps the reference; translation of all β0_i by
 one number; and for σ with σ(u) + σ(-u) constant (sigmoid, tanh) a flip: two distinct slopes
 (u, v) and (-v, -u) have the same gate, so that with two experts the reference may change.
+If σ is a line (identity) its gate is linear in x: one vector may be added to all β1_i, too.
 Rays: (cβ1, cβ0, cτ) for positively homogeneous σ (identity, ReLU); none for sigmoid, tanh, GELU,
-SiLU, softplus. Both properties are found numerically, for any σ.
+SiLU, softplus. All these properties are found numerically, for any σ.
 """
 
 from __future__ import annotations
@@ -125,6 +126,10 @@ class ActivationDenseToSparse(Gate):
         return f"activation ({self.activation_name})"
 
     @property
+    def translates(self) -> bool:
+        return _profile(self.function).affine
+
+    @property
     def flip(self) -> bool:
         return _profile(self.function).odd and not self.ray
 
@@ -165,6 +170,7 @@ class _Profile(NamedTuple):
 
     odd: bool
     homogeneous: bool
+    affine: bool
     spread: float
 
 
@@ -176,11 +182,13 @@ def _profile(function: Activation) -> _Profile:
     weights = np.exp(-0.5 * nodes**2)
     values, halves = _evaluate(function, _GRID), _evaluate(function, _GRID / 2)
     tolerance = 1e-12 * (1 + np.max(np.abs(values)))
+    line = _GRID * (values[-1] - values[0]) / np.ptp(_GRID)
     origin, scores = values[_GRID == 0], _evaluate(function, 3.0 * nodes)
     weights = weights / weights.sum()
     return _Profile(
         odd=bool(np.ptp(values + values[::-1]) <= tolerance),
         homogeneous=bool(np.max(np.abs(values + origin - 2 * halves)) <= tolerance),
+        affine=bool(np.max(np.abs(values - origin - line)) <= tolerance),
         spread=float(np.sqrt(weights @ (scores - weights @ scores) ** 2)),
     )
 

@@ -93,6 +93,10 @@ class GateCase:
     def linear(self) -> bool:
         return self.sigma is None
 
+    @property
+    def translates(self) -> bool:
+        return self.linear or self.label == "identity"
+
     def gate(self, k: int = 3) -> Gate:
         """The package's gate for k experts."""
         options = self.options

@@ -38,11 +38,11 @@ def permuted(measure: bm.MixingMeasure, order: list[int]) -> bm.MixingMeasure:
     return bm.MixingMeasure(*(block[index] if block.ndim else block for block in blocks))
 
 
-def test_a_linear_gate_does_not_know_its_reference(case: GateCase) -> None:
+def test_a_gate_with_translations_does_not_know_its_reference(case: GateCase) -> None:
     layout, measure = Layout(case.gate(), 3, 2), case.measure(4)
-    assert layout.other_references_matter == case.linear
+    assert layout.other_references_matter == case.translates
     assert not Layout(case.gate(), 2, 2).other_references_matter  # they mirror each other
-    if case.linear:
+    if case.translates:
         turned = [layout.unpack(point) for point in layout.other_references(measure)]
         assert_equal_densities(case, measure, *turned)
         last = [float(jnp.squeeze(one.intercept[-1])) for one in turned]
@@ -54,6 +54,7 @@ def test_the_cases_cover_every_gate() -> None:
     for case in CASES:
         assert case.gate().has_temperature == case.temperature
         assert case.gate().linear == case.linear
+        assert case.gate().translates == case.translates
 
 
 def test_gate_probabilities_are_those_of_the_formula(case: GateCase) -> None:
@@ -101,16 +102,16 @@ def test_translations_keep_the_density_where_declared(case: GateCase) -> None:
         case, measure, measure.replace(gate_intercept=measure.gate_intercept - 1.3)
     )
     moved = measure.replace(gate_slope=measure.gate_slope + np.asarray([0.8, -2.0]))
-    if case.linear or case.label == "identity":
+    if case.translates:
         assert_equal_densities(case, measure, moved)
     else:
         assert np.abs(density(case, moved) - density(case, measure)).max() > 1e-3
 
 
-def test_a_linear_gate_moves_its_reference_to_zero(case: GateCase) -> None:
+def test_a_gate_with_translations_moves_its_reference_to_zero(case: GateCase) -> None:
     gate, measure = case.gate(), case.measure(3)
     shifted = measure.replace(gate_intercept=measure.gate_intercept + 0.4)
-    if case.linear:
+    if case.translates:
         shifted = permuted(shifted.replace(gate_slope=shifted.gate_slope - 1.1), [1, 2, 0])
     back = gate.from_coordinates(gate.to_coordinates(shifted.gate), 3, 2)
     assert not back.slope[-1].any()
@@ -162,7 +163,7 @@ def test_the_reference_may_change_by_a_flip(case: GateCase) -> None:
         return
     measure = case.measure(7, 2)
     swapped = reference_swap(case, measure)
-    if case.flip or case.linear or case.label == "identity":
+    if case.flip or case.translates:
         np.testing.assert_allclose(
             case.density(swapped, X, Y), case.density(measure, X, Y), rtol=1e-12
         )
@@ -206,6 +207,28 @@ def test_a_constant_added_to_a_homogeneous_activation_keeps_the_ray() -> None:
     one, other = (bm.moe(gate, 3).log_likelihood(m, X, Y) for m in (measure, along))
     np.testing.assert_allclose(one, other, rtol=1e-12)
     assert gate.ray
+
+
+@pytest.mark.parametrize("slope", [0.5, -2.0])
+def test_a_users_line_translates(slope: float) -> None:
+    gate = make_gate("activation_dense_to_sparse", activation=lambda u: 1 + slope * u)
+    assert gate.translates
+    assert not gate.linear
+    measure = CASE["identity"].measure(5)
+    turned = Layout(gate, 3, 2).other_references(measure)
+    want = bm.moe(gate, 3).log_likelihood(measure, X, Y)
+    for point in turned:
+        got = bm.moe(gate, 3).log_likelihood(Layout(gate, 3, 2).unpack(point), X, Y)
+        np.testing.assert_allclose(got, want, rtol=1e-11)
+
+
+def test_an_activation_that_is_nearly_a_line_does_not_translate() -> None:
+    """Odd, and σ(u/2) = σ(u)/2 for all u: no more than that is looked at for the ray."""
+
+    def ripples(u: jax.Array) -> jax.Array:
+        return u * (2 + jnp.sin(2 * jnp.pi * jnp.log2(jnp.abs(u) + (u == 0))))
+
+    assert not make_gate("activation_dense_to_sparse", activation=ripples).translates
 
 
 def test_a_gate_may_be_made_while_a_function_is_traced() -> None:

@@ -160,6 +160,7 @@ def test_translations_with_all_gates_free() -> None:
     intercepts = "translation of all gate_intercepts together"
     assert words(information("softmax", free_reference=True)) == [slopes, intercepts]
     assert words(information("sigmoid", free_reference=True)) == [intercepts]
+    assert words(information("identity", free_reference=True))[:2] == [slopes, intercepts]
     both = words(information("dense_to_sparse", free_reference=True))
     assert both[:2] == [slopes, intercepts]
     assert len(both) == 3

@@ -115,6 +115,15 @@ def test_scaling_and_shifting_the_data_moves_the_estimate(
 # --- keys and starts
 
 
+def test_a_start_may_have_any_reference_where_slopes_may_be_translated() -> None:
+    x, y = data(label="identity")
+    fit = bm.fit_mle(model("identity"), x, y, n_starts=2)
+    moved = fit.measure.replace(gate_slope=fit.measure.gate_slope + 1.5)
+    again = bm.fit_mle(model("identity"), x, y, n_starts=0, starts=moved)
+    np.testing.assert_allclose(again.measure.gate_slope, fit.measure.gate_slope, rtol=1e-6)
+    np.testing.assert_allclose(again.log_likelihood, fit.log_likelihood, rtol=1e-12)
+
+
 @pytest.mark.parametrize("label", ["softmax", "dense_to_sparse", "sigmoid"])
 def test_gates_are_drawn_from_the_weak_prior(label: str) -> None:
     """Kolmogorov and Smirnov's test beside NumPyro's laws; three gates fail by chance in 0.1 %."""

@@ -138,7 +138,7 @@ def brute_force(
     d = measure.n_covariates
     reach = 2 * max(np.abs(m.gate_slope).max() for m in (measure, truth.measure))
     ratio = float(truth.measure.temperature / measure.temperature)
-    free = (identified, case.linear, kind == "intercept")
+    free = (identified, case.translates, kind == "intercept")
     bounds = [(1e-12, 5 * ratio)] * free[0] + [(-reach, reach)] * (d * free[1])
     bounds += [(-30.0, 10.0)] * free[2]
 
@@ -323,7 +323,7 @@ def least_on_a_grid(case: GateCase, measure: bm.MixingMeasure, truth: Truth) -> 
         heat = float(truth.measure.temperature / measure.temperature)
         low, high = np.log(sorted([heat, true_widest / widest]))
         scales = np.exp(np.linspace(low - 3.0, high + 3.0, 120))
-    if case.linear:
+    if case.translates:
         shifts = np.reshape(wanted - scales[:, None, None] * slopes, (len(scales), -1))
     else:
         scales = (wanted / slopes)[wanted / slopes > 0]
@@ -433,7 +433,7 @@ def test_exact_cells_by_hand(case: GateCase) -> None:
 def test_gate_slope_by_hand(case: GateCase) -> None:
     """One slope off by 0.2: a translation or flips move the lighter atom where they can."""
     measure, truth = pair(case, gate_slope=[[0.2], [0.0]])
-    expected = 0.2 if case.linear or case.flip else 0.4
+    expected = 0.2 if case.translates or case.flip else 0.4
     assert float(voronoi_loss(measure, truth)) == pytest.approx(expected, rel=1e-12)
 
 
@@ -523,11 +523,32 @@ def gauge(case: GateCase, measure: bm.MixingMeasure, rng: np.random.Generator) -
     ):
         parts = arrays(split(measure, list(order), [1.0] * len(order)))
         slope, intercept = parts["gate_slope"], parts["gate_intercept"]
-        if case.linear:
+        if case.translates:
             slope -= rng.normal(size=slope.shape[1]) if anywhere else slope[-1]
         intercept -= rng.normal() if anywhere else intercept[-1]
         moved.append(bm.MixingMeasure(**parts))
     return stack(moved)
+
+
+def line(u: Any) -> Any:
+    return 1 - 2 * u
+
+
+LINE = dataclasses.replace(
+    CASE["identity"], options={"activation": line}, sigma=lambda xp, u: line(u)
+)
+
+
+@pytest.mark.parametrize("case", [CASE["identity"], LINE], ids=["identity", "user"])
+def test_experts_change_places_where_an_activation_is_a_line(case: GateCase) -> None:
+    true = case.measure(17, 2, 1)
+    swapped = {name: part[::-1] if part.ndim else part for name, part in arrays(true).items()}
+    for name in ("gate_slope", "gate_intercept"):
+        swapped[name] = swapped[name] - swapped[name][-1]
+    moved, truth = bm.MixingMeasure(**swapped), make_truth(case, true)
+    check_same_density(case, true, stack([moved]))
+    for identified in (False, True):
+        assert float(voronoi_loss(moved, truth, identified=identified)) <= 1e-10
 
 
 def check_same_density(case: GateCase, measure: bm.MixingMeasure, moved: bm.MixingMeasure) -> None:

@@ -73,7 +73,7 @@ class Gate(abc.ABC):
     - `voronoi_exponents` and `expected_rate`, the theory that its losses are taken from.
 
     It is used as an object, ``bayesmoe.moe(MyGate(), n_experts=3)``, everywhere a name is.
-    Invariances that are not declared (`ray`, `flip`, `linear`) are taken not to exist.
+    Invariances that are not declared (`ray`, `flip`, `translates`) are taken not to exist.
 
     Coordinates. Sampling and optimisation use identifiable coordinates of the gate, one flat
     vector: the free gate slopes (divided by τ if `slope_per_temperature`), the free intercepts
@@ -103,9 +103,14 @@ class Gate(abc.ABC):
 
     @property
     def linear_in_coordinates(self) -> bool:
-        """Whether logits are linear in the coordinates, as the gauge's translations imply."""
+        """Whether logits are linear in the coordinates."""
         per_temperature = self.slope_per_temperature and self.intercept_per_temperature
         return self.linear and (per_temperature or not self.has_temperature)
+
+    @property
+    def translates(self) -> bool:
+        """Whether one vector may be added to all β1 (gauge), so that the reference may change."""
+        return self.linear
 
     @property
     def ray(self) -> bool:
@@ -190,7 +195,7 @@ class Gate(abc.ABC):
     def to_coordinates(self, parameters: GateParameters) -> Array:
         """The inverse of `from_coordinates`; any reference is moved to zero where allowed."""
         slope, intercept, temperature = parameters
-        if self.linear:
+        if self.translates:
             slope = slope - slope[-1:]
         slope, intercept = slope[:-1], (intercept - intercept[-1])[:-1]
         if self.slope_per_temperature:

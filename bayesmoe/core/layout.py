@@ -87,15 +87,15 @@ class Layout(NamedTuple):
     def other_references_matter(self) -> bool:
         """Whether a likelihood does not know which expert is the reference, and a prior does.
 
-        That is so of linear gates, but of two experts the other reference mirrors the gate, which a
-        prior that is symmetric about zero does not tell either.
+        That is so of gates with translations, but of two experts the other reference mirrors the
+        gate, which a prior that is symmetric about zero does not tell either.
         """
-        return self.gate.linear and self.n_experts > 2
+        return self.gate.translates and self.n_experts > 2
 
     def other_references(self, measure: MixingMeasure) -> Array:
         """Coordinates with each of the k - 1 other experts as the reference, ``(k - 1, p)``.
 
-        Under a linear gate that leaves the density of y unchanged.
+        Under a gate with translations that leaves the density of y unchanged.
         """
         k = self.n_experts
         orders = [(np.arange(k) + turn) % k for turn in range(1, k)]
@@ -121,7 +121,7 @@ class Layout(NamedTuple):
         if self.selection.is_all or isinstance(measure.slope, jax.core.Tracer):
             return
         relative = measure.gate_slope
-        if self.gate.linear:  # a translation of all slopes leaves the gate unchanged
+        if self.gate.translates:  # a translation of all slopes leaves the gate unchanged
             relative = relative - relative[..., -1:, :]
         blocks = (
             ("gate_slope", relative, self.selection.gate),

@@ -90,7 +90,7 @@ def _nearest(gate: Gate, draws: dict[str, Floats], reference: MixingMeasure) -> 
     unit = np.where(spread > 0, spread, 1.0)
     cost = np.sum(((atoms[:, :, None] - target) / unit) ** 2, axis=-1)
     k = target.shape[0]
-    free = k if gate.linear or (gate.flip and k == 2) else k - 1
+    free = k if gate.translates or (gate.flip and k == 2) else k - 1
     order = np.tile(np.arange(k), (len(cost), 1))
     for row, own in zip(order, cost, strict=True):
         experts, places = linear_sum_assignment(own[:free, :free])
@@ -106,7 +106,7 @@ def _relabel(gate: Gate, draws: dict[str, Floats], order: np.ndarray) -> dict[st
     """Experts in the given order, the gate's parameters moved so that the last is the reference."""
     moved = {name: _take(values, order) for name, values in draws.items() if values.ndim > 1}
     slope, intercept = moved["gate_slope"], moved["gate_intercept"]
-    if gate.linear:
+    if gate.translates:
         slope = slope - slope[:, -1:]
     else:
         # σ(v) - σ(u) = σ(-u) - σ(-v): where two experts swapped, the slopes (v, u) become (-u, -v)

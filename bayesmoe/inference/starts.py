@@ -98,7 +98,7 @@ def _check_starts(layout: Layout, given: MixingMeasure) -> None:
     check_positive("starts", given)
     if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(given)):
         raise ValueError("starts must be finite, got NaN or infinite values")
-    if not layout.gate.linear and bool(jnp.any(given.gate_slope[..., -1, :])):
+    if not layout.gate.translates and bool(jnp.any(given.gate_slope[..., -1, :])):
         raise ValueError(
             "starts must have a gate_slope of zero for the last expert, the reference: "
             f"under the {layout.gate.label} gate it cannot be moved there"

@@ -122,7 +122,7 @@ def compare(
         gap = np.abs(measures.temperature - true.temperature)
         fixed += (gap ** exponents[:, 1, None])[:, None, None]
     weights, true_weights = _weights(truth, measures, true, probability)
-    slopes, temperatures = _moved(measures, true, weights, (free_scale, gate.linear))
+    slopes, temperatures = _moved(measures, true, weights, (free_scale, gate.translates))
     return Comparison(
         slopes=slopes,
         temperatures=temperatures,
@@ -137,7 +137,7 @@ def compare(
         n_counted=n_true if gate.subset_size is None else min(gate.subset_size, n_true),
         penalty=float(np.sum(true_weights) * (1 + _diameter(true))),
         free_scale=free_scale,
-        free_shift=gate.linear,
+        free_shift=gate.translates,
         free_weight=not probability,
     )
 

@@ -98,7 +98,7 @@ class Parameters:
         """
         fields = {field: np.asarray(getattr(direction, field)) for field in FIELDS}
         pinned = np.setdiff1d(np.arange(flatten(direction).size), self.free)
-        names = ["gate_intercept", *(["gate_slope"] if self.gate.linear else [])]
+        names = ["gate_intercept", *(["gate_slope"] if self.gate.translates else [])]
         if np.any(flatten(direction)[pinned]):
             fields |= {name: fields[name] - fields[name][-1] for name in names}
         whole = flatten(MixingMeasure(**fields))

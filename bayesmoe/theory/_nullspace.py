@@ -169,7 +169,7 @@ def _candidates(parameters: Parameters) -> Iterator[tuple[_Candidate, np.ndarray
 
 def _declared(gate: Gate, origin: MixingMeasure) -> Iterator[_Candidate]:
     zero = jax.tree_util.tree_map(jnp.zeros_like, origin)
-    for c in range(origin.n_covariates if gate.linear else 0):
+    for c in range(origin.n_covariates if gate.translates else 0):
         where = f" of covariate {c}" if origin.n_covariates > 1 else ""
         moved = zero.replace(gate_slope=zero.gate_slope.at[:, c].set(1.0))
         yield _Candidate("translation", f"translation of all gate_slopes{where} together", moved)
