@@ -9,10 +9,15 @@ import pandas as pd
 import pytest
 import scipy.special
 import scipy.stats
-from conftest import CASE
+from conftest import CASE, GateCase
 
 import bayesmoe as bm
-from bayesmoe.diagnostics.comparison import Assessment, Comparison, compare_models
+from bayesmoe.diagnostics.comparison import (
+    Assessment,
+    Comparison,
+    compare_models,
+    n_undetermined,
+)
 from bayesmoe.diagnostics.recommendation import is_noise, recommend
 
 K2 = "dense-to-sparse, k = 2"
@@ -120,6 +125,69 @@ def test_misuse_is_refused_before_anything_is_computed(models: Any, words: str) 
 
     with pytest.raises(ValueError, match=words):
         compare_models(models, (rng.normal(size=30), rng.normal(size=30)), observe=never)
+
+
+# --- what the likelihood depends on
+
+
+def collinear(kind: str) -> np.ndarray:
+    """Forty rows of covariates of which some are determined by others, or none."""
+    rng = np.random.default_rng(7)
+    x, level = rng.normal(size=40), rng.integers(3, size=40)
+    columns = {
+        "none": [x, 10 + rng.normal(size=40)],
+        "twice": [x, 3 * x],
+        "shifted": [x, 3 * x + 1],
+        "levels": [x, *np.eye(3)[level].T],
+    }
+    return np.column_stack(columns[kind])
+
+
+def n_told(case: GateCase, k: int, x: np.ndarray, gate_columns: list[int]) -> int:
+    """How many parameters change the density: the rank of differences at a point of no meaning."""
+    rng, d = np.random.default_rng(k), x.shape[1]
+    free_slopes = (k - 1) * len(gate_columns)
+    sizes = [free_slopes, k - 1, int(case.temperature), k * d, k, k]
+    rows, y = np.tile(x, (3, 1)), 3 * rng.normal(size=3 * len(x))
+
+    def log_density(point: np.ndarray) -> np.ndarray:
+        beta1, beta0, tau, a, b, nu = np.split(point, np.cumsum(sizes)[:-1])
+        slopes = np.zeros((k, d))
+        slopes[:-1, gate_columns] = beta1.reshape(k - 1, len(gate_columns))
+        measure = bm.MixingMeasure(
+            slopes, np.append(beta0, 0.0), np.exp(tau).prod(), a.reshape(k, d), b, np.exp(nu)
+        )
+        return np.log(case.density(measure, rows, y))
+
+    point, step = 0.5 * rng.normal(size=sum(sizes)), 1e-5
+    ends = [(log_density(point + h), log_density(point - h)) for h in step * np.eye(len(point))]
+    scores = np.column_stack([(up - down) / (2 * step) for up, down in ends])
+    return int(np.linalg.matrix_rank(scores, tol=1e-6 * np.linalg.norm(scores)))
+
+
+@pytest.mark.parametrize("kind", ["none", "twice", "shifted", "levels"])
+@pytest.mark.parametrize("label", ["softmax", "dense_to_sparse", "tanh", "identity"])
+def test_parameters_that_change_no_density_do_not_count(label: str, kind: str) -> None:
+    x, case = collinear(kind), CASE[label]
+    every = list(range(x.shape[1]))
+    for k, columns in ((1, every), (2, every), (3, every), (3, [0])):
+        if k == 1 and case.temperature:  # such models have a softmax gate
+            continue
+        model = bm.moe(case.gate(k), k, gate_covariates=columns)
+        expected = model.layout(x.shape[1]).size - n_told(case, k, x, columns)
+        assert n_undetermined(model, x) == expected
+    assert n_undetermined(bm.moe("softmax", 2, gate_covariates=(), expert_covariates=()), x) == 0
+
+
+@pytest.mark.slow
+def test_a_covariate_given_twice_changes_no_criterion() -> None:
+    model = bm.moe("softmax", 2)
+    once = compare_models([model], (X, Y)).assessments[0]
+    twice = compare_models([model], (np.column_stack([X, X]), Y)).assessments[0]
+    assert (once.n_parameters, once.n_undetermined) == (8, 0)
+    assert (twice.n_parameters, twice.n_undetermined) == (8, 3)
+    for one, other in ((once.aic, twice.aic), (once.bic, twice.bic), (once.icl, twice.icl)):
+        assert other == pytest.approx(one, rel=1e-6)
 
 
 # --- real fits of a small table: two lines and noise

@@ -12,9 +12,12 @@ elpd   Σ_j log p(y_j | x_j, all other rows), posterior averaged over, by PSIS o
 
 Of AIC, BIC and ICL less is better; of the elpd, more. p counts what the likelihood depends on: with
 one expert no gate parameter, and one fewer than the free parameters where the gate has a ray
-(c·β1, c·β0, c·τ) or is a step (top-1), whose scale does nothing. AIC and BIC have their meaning for
-a likelihood with a regular maximum: not where experts are to spare, or the MLE's status is not
-"converged". The elpd needs neither.
+(c·β1, c·β0, c·τ) or is a step (top-1), whose scale does nothing. A covariate that is a linear
+combination of others and a constant, as one of all levels of a factor is, counts neither in the
+experts nor in the gate; inside an activation there is no constant, unless it is a line.
+
+AIC and BIC have their meaning for a likelihood with a regular maximum: not where experts are to
+spare, or the MLE's status is not "converged". The elpd needs neither.
 
 The effective number of experts is exp(-Σ_i w_i log w_i), w_i the mean of r_ij over the rows, of
 every posterior draw, then averaged: k if all experts make as many observations, one if a single one
@@ -49,6 +52,7 @@ from bayesmoe.core.density import conditional_density
 from bayesmoe.core.gate import Gate
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE, make_model
+from bayesmoe.core.selection import take
 from bayesmoe.core.validate import as_key, check_estimable, check_observations
 from bayesmoe.data.frames import Frame, column_names
 from bayesmoe.data.table import Table
@@ -259,7 +263,7 @@ def _assess(
     posterior = sample_posterior(model, table.x, y, key=sample_key, start=map_)
     checks = check_posterior(model, posterior).checks
     n_free = model.layout(x.shape[1]).size
-    p = n_free - _n_undetermined(model)
+    p = n_free - n_undetermined(model, x)
     bic = -2 * mle.log_likelihood + p * np.log(len(y))
     shares, _ = _usage(model.gate, _batch_of_one(mle.measure), x, y)
     _, effective = _usage(model.gate, as_measure(posterior), x, y)
@@ -273,10 +277,25 @@ def _assess(
     )  # fmt: skip
 
 
-def _n_undetermined(model: MoE) -> int:
-    """Free parameters on which the likelihood does not depend."""
+def n_undetermined(model: MoE, x: np.ndarray) -> int:
+    """Free parameters on which the likelihood of the covariates x ``(n, d)`` does not depend."""
     gate, k = model.gate, model.n_experts
-    return int(k > 1 and (gate.ray or gate.subset_size == 1))
+    selection = model.selection.resolve(x.shape[1])
+    scale = int(k > 1 and (gate.ray or gate.subset_size == 1))
+    of_gate = _gate_deficiency(gate, take(x, selection.gate))
+    return scale + (k - 1) * of_gate + k * _deficiency(take(x, selection.experts), shifted=True)
+
+
+def _gate_deficiency(gate: Gate, x: np.ndarray) -> int:
+    """Of the slopes of an expert in the gate; β0 is an intercept where logits are linear in x."""
+    return _deficiency(x, shifted=gate.translates) if gate.rescalable else 0
+
+
+def _deficiency(x: np.ndarray, *, shifted: bool) -> int:
+    """How many columns are combinations of others, or if ``shifted`` of others and a constant."""
+    if shifted:
+        x = x - x.mean(axis=0)
+    return x.shape[1] - int(np.linalg.matrix_rank(x / np.linalg.norm(x, axis=0)))
 
 
 def _batch_of_one(measure: MixingMeasure) -> MixingMeasure:
