@@ -109,6 +109,66 @@ def test_what_is_missing_is_not_checked() -> None:
     assert found(check_posterior(model(), one), "chains").verdict is Verdict.NOT_CHECKED
 
 
+def few(n_chains: int, n_draws: int) -> DataTree:
+    """The first draws of the first chains."""
+    tree = whole().copy()
+    for name in ("posterior", "sample_stats", "log_likelihood", "log_prior"):
+        tree[name] = tree[name].isel(chain=slice(n_chains), draw=slice(n_draws))
+    tree.attrs = {**whole().attrs, "start_modes": np.zeros(n_chains, int)}
+    return tree
+
+
+BY_CHAIN = {"chains", "effective draws", "energy"}
+BY_WEIGHTS = {"influential rows", "calibration", "calibration given x", "prior sensitivity"}
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize(
+    ("n_chains", "n_draws", "missing"),
+    [
+        (1, 1, BY_CHAIN | BY_WEIGHTS | {"determined by data"}),
+        (2, 3, BY_CHAIN | BY_WEIGHTS | {"determined by data"}),
+        (2, 4, BY_WEIGHTS | {"determined by data"}),
+        (2, 12, BY_WEIGHTS | {"determined by data"}),
+        (1, 25, {"chains"}),
+        (2, 13, set()),
+    ],
+)
+def test_what_so_few_draws_do_not_tell_is_not_checked(
+    n_chains: int, n_draws: int, missing: set[str]
+) -> None:
+    result = check_posterior(model(), few(n_chains, n_draws))
+    by_verdict = {c.name: c.text for c in result.checks if c.verdict is Verdict.NOT_CHECKED}
+    assert set(by_verdict) == missing
+    for name, text in by_verdict.items():
+        if name == "chains" and n_chains == 1:
+            assert text == "one chain cannot be compared"
+        elif name in BY_CHAIN:
+            assert text == f"too few draws in each chain, {n_draws}; 4 are needed"
+        else:
+            total = n_chains * n_draws
+            assert text == f"too few draws in all, {total}; 25 are needed"
+
+
+def test_a_chain_that_never_moved_is_no_matter_of_length() -> None:
+    tree, by = few(2, 4), np.zeros((2, 4))
+    for name in ("posterior", "sample_stats", "log_likelihood"):
+        still = tree[name].to_dataset().isel(chain=[0] * 2, draw=[0] * 4)
+        tree[name] = DataTree(still.assign_coords(chain=[0, 1], draw=np.arange(4)))
+    check = found(check_posterior(model(), shifted(tree, by)), "chains")
+    assert check.verdict is Verdict.FAILED
+    assert check.text == "a chain never moved"
+
+
+def test_chains_too_short_for_stacking_are_told_apart_all_the_same() -> None:
+    tree, by = few(2, 4), np.array([[0.0] * 4, [5.0] * 4])
+    stats = tree["sample_stats"].to_dataset()
+    tree["sample_stats"] = DataTree(stats.assign(lp=stats["lp"] - 400 * by))
+    check = found(check_posterior(model(), shifted(tree, by)), "chains")
+    assert check.verdict is Verdict.FAILED
+    assert "stacking weight nan" in check.text
+
+
 def test_importance_resampling_has_its_own_evidence() -> None:
     result = check_posterior(model(), honest())
     assert [check.name for check in result.checks[:2]] == ["importance weights", "effective draws"]

@@ -123,13 +123,13 @@ def together(quantities: np.ndarray) -> list[np.ndarray]:
 
 
 def _stacking(parts: Sequence[DataTree]) -> list[float]:
-    """Weights of the modes; NaN where leave-one-out cannot be had, as of a chain that never moved.
+    """Weights of the modes; NaN where leave-one-out cannot be had.
 
-    ArviZ raises ValueError then.
+    ArviZ raises ValueError of a chain that never moved or is short, IndexError of a shorter one.
     """
     results = {}
     for i, part in enumerate(parts):
-        with warnings.catch_warnings(), contextlib.suppress(ValueError):
+        with warnings.catch_warnings(), contextlib.suppress(ValueError, IndexError):
             warnings.simplefilter("ignore", UserWarning)  # influential rows are a check of its own
             results[str(i)] = arviz_stats.loo(part)
     weights = stack(results)

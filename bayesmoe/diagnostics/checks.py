@@ -23,14 +23,16 @@ from bayesmoe.core.model import MoE
 from bayesmoe.diagnostics.alignment import align
 from bayesmoe.diagnostics.chain_modes import chain_modes
 from bayesmoe.diagnostics.determination import densest_draw, determination, free_parameters
-from bayesmoe.diagnostics.left_out import groups_by, left_out
+from bayesmoe.diagnostics.left_out import LEAST_DRAWS, groups_by, left_out
 from bayesmoe.diagnostics.mixing import watched
 from bayesmoe.diagnostics.posterior import check_tree, tree_selection
 
 _MOST_LISTED = 4  # parameters named in a sentence
+_LEAST_LENGTH = 4  # draws of a chain, of which R-hat compares the halves
 
 #: the names of the checks of calibration in groups of rows, and of influential rows
 GIVEN_X, INFLUENCE = "calibration given x", "influential rows"
+_CALIBRATION = "calibration"
 
 
 class Verdict(enum.IntEnum):
@@ -151,12 +153,32 @@ def _missing(name: str, group: str) -> Check:
     return Check(name, Verdict.NOT_CHECKED, np.nan, text)
 
 
+def _too_short(name: str, tree: DataTree) -> Check | None:
+    """What is said of chains too short for `name` to be computed."""
+    length = tree["posterior"].sizes["draw"]
+    if length >= _LEAST_LENGTH:
+        return None
+    text = f"too few draws in each chain, {length}; {_LEAST_LENGTH} are needed"
+    return Check(name, Verdict.NOT_CHECKED, np.nan, text)
+
+
+def _too_few(name: str, tree: DataTree) -> Check | None:
+    """What is said of draws too few for `name`, however many chains they are of."""
+    number = tree["sample_stats"]["lp"].size
+    if number >= LEAST_DRAWS:
+        return None
+    text = f"too few draws in all, {number}; {LEAST_DRAWS} are needed"
+    return Check(name, Verdict.NOT_CHECKED, np.nan, text)
+
+
 # --- the sampler
 
 
 def _chains(model: MoE, tree: DataTree) -> Check:
     if tree["posterior"].sizes["chain"] < 2:
         return Check("chains", Verdict.NOT_CHECKED, np.nan, "one chain cannot be compared")
+    if short := _too_short("chains", tree):
+        return short
     with np.errstate(invalid="ignore", divide="ignore"):  # chains that never move: NaN
         rhat = array_stats.rhat(watched(tree), chain_axis=1, draw_axis=2)
     value = float(np.max(rhat))
@@ -171,8 +193,11 @@ def _chains(model: MoE, tree: DataTree) -> Check:
 
 
 def _effective(tree: DataTree) -> Check:
+    name = "effective draws"
     if tree.attrs.get("method") == "laplace":
         least = float(tree.attrs["min_ess"])
+    elif short := _too_short(name, tree):
+        return short
     else:
         with np.errstate(invalid="ignore", divide="ignore"):
             quantities, axes = watched(tree), {"chain_axis": 1, "draw_axis": 2}
@@ -180,7 +205,7 @@ def _effective(tree: DataTree) -> Check:
             tail = array_stats.ess(quantities, **axes, method="tail", prob=(0.05, 0.95))
         least = float(np.min([bulk, tail]))
     text = f"the draws are worth at least {least:.0f} independent ones (good from {-ESS.good:.0f})"
-    return _check("effective draws", ESS, -least, text)
+    return _check(name, ESS, -least, text)
 
 
 def _divergences(tree: DataTree) -> Check:
@@ -191,6 +216,8 @@ def _divergences(tree: DataTree) -> Check:
 
 
 def _energy(tree: DataTree) -> Check:
+    if short := _too_short("energy", tree):
+        return short
     least = float(np.min(array_stats.bfmi(tree["sample_stats"]["energy"].values)))
     text = f"the energy's fraction of missing information is {least:.2f} (good from {-BFMI.good})"
     return _check("energy", BFMI, -least, text)
@@ -230,6 +257,9 @@ def _modes(tree: DataTree) -> Check:
 
 def _left_out(gate: Gate, tree: DataTree) -> tuple[Check, ...]:
     """What leaving each row out in turn tells, by importance: influence and calibration."""
+    few = [_too_few(name, tree) for name in (INFLUENCE, _CALIBRATION, GIVEN_X)]
+    if any(few):
+        return tuple(check for check in few if check)
     rows, n_draws = left_out(gate, tree), tree["sample_stats"]["lp"].size
     conditional = _calibration_given_x(rows.pit, tree["constant_data"].to_dataset()["x"])
     return _influence(rows.pareto_k, n_draws), _calibration(rows.pit), conditional
@@ -259,7 +289,7 @@ def _calibration(pit: np.ndarray) -> Check:
         f"P(Y <= y|x) of rows left out is off a uniform law by {result.statistic:.3f} at most, "
         f"p = {result.pvalue:.2g}"
     )
-    return _check("calibration", UNIFORM, -float(result.pvalue), text)
+    return _check(_CALIBRATION, UNIFORM, -float(result.pvalue), text)
 
 
 def _calibration_given_x(pit: np.ndarray, x: xr.DataArray) -> Check:
@@ -287,6 +317,8 @@ def _sensitivity(gate: Gate, tree: DataTree) -> Check:
     name = "prior sensitivity"
     if "log_prior" not in tree.children:
         return _missing(name, "log_prior")
+    if few := _too_few(name, tree):
+        return few
     table = power_scaling(gate, tree)
     conflict = _labels(table, "conflict")
     weak = _labels(table, "weak likelihood")
@@ -340,6 +372,8 @@ def _determined(gate: Gate, tree: DataTree) -> Check:
     name = "determined by data"
     if "prior" not in tree.children:
         return _missing(name, "prior")
+    if few := _too_few(name, tree):
+        return few
     found = determination(gate, tree)
     widest = float(found.spreads["ratio"].max())
     if not found.left_to_the_prior:

@@ -23,6 +23,8 @@ from bayesmoe.theory.voronoi import as_measure
 _GROUPS = 5  # of rows, by a covariate
 #: rows in a group
 LEAST_ROWS = 10
+#: draws whose importance weights can be smoothed: a fifth are their tail, of five at least
+LEAST_DRAWS = 25
 
 
 class LeftOut(NamedTuple):
@@ -62,6 +64,8 @@ class Group(NamedTuple):
 def left_out(gate: Gate, tree: DataTree) -> LeftOut:
     """Smoothed importance weights of all rows (Vehtari, Gelman & Gabry 2017), and their PIT.
 
+    Both are NaN of fewer draws than `LEAST_DRAWS`.
+
     Parameters
     ----------
     gate
@@ -70,7 +74,10 @@ def left_out(gate: Gate, tree: DataTree) -> LeftOut:
         From `sample_posterior` or `sample_laplace`.
     """
     pointwise = tree["log_likelihood"]["y"].transpose("chain", "draw", "obs").values
-    log_weights, k = array_stats.psislw(pointwise.reshape(-1, pointwise.shape[-1]).T, axis=-1)
+    n_rows = pointwise.shape[-1]
+    if pointwise.size < LEAST_DRAWS * n_rows:
+        return LeftOut(np.full(n_rows, np.nan), np.full(n_rows, np.nan))
+    log_weights, k = array_stats.psislw(pointwise.reshape(-1, n_rows).T, axis=-1)
     x, y = np.asarray(tree["constant_data"]["x"]), np.asarray(tree["observed_data"]["y"])
     below = np.asarray(_below(gate, as_measure(tree), jnp.asarray(x), jnp.asarray(y)))
     weights = np.exp(log_weights.T - log_weights.max(axis=-1))
