@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import arviz_base
 import arviz_plots
 import arviz_stats
 import matplotlib as mpl
@@ -19,7 +20,7 @@ from xarray import DataTree
 
 import bayesmoe as bm
 from bayesmoe.core.measure import FIELDS
-from bayesmoe.diagnostics.posterior import describe_model
+from bayesmoe.diagnostics.posterior import DIMS, describe_model
 
 Floats = np.ndarray
 N = 150
@@ -68,6 +69,42 @@ def test_the_log_prior_is_that_of_the_papers_parameters(label: str) -> None:
     draws = measures(posterior(label), "posterior")
     expected = [oracle.log_weak_prior(oracle.theta(m)) for m in draws]
     np.testing.assert_allclose(total, expected, rtol=1e-9)
+
+
+def test_the_log_prior_does_not_depend_on_how_draws_are_named() -> None:
+    """A prior knows which expert was the reference, that may have become another one since."""
+    three, (x, y), rng = bm.moe("softmax", 3), sample("softmax"), np.random.default_rng(0)
+    shape = (2, 20)
+    slope, intercept = rng.normal(size=(2, *shape, 3))
+    gate_slope, gate_intercept = slope - slope[..., -1:], intercept - intercept[..., -1:]
+    draws = {
+        "gate_slope": gate_slope[..., None],
+        "gate_intercept": gate_intercept,
+        "temperature": np.ones(shape),
+        "slope": rng.normal(size=(*shape, 3, 1)),
+        "intercept": rng.normal(size=(*shape, 3)),
+        "variance": rng.uniform(0.1, 1.0, size=(*shape, 3)),
+    }
+    tree = arviz_base.from_dict(
+        {
+            "posterior": draws,
+            "sample_stats": {"lp": np.zeros(shape)},
+            "log_likelihood": {"y": np.zeros((*shape, N))},
+            "observed_data": {"y": y},
+            "constant_data": {"x": x},
+        },
+        dims=DIMS,
+        coords={"expert": np.arange(3), "covariate": [0], "obs": np.arange(N)},
+        attrs={"/": describe_model(three)},
+    )
+    first, second = measures(tree, "posterior")[:2]
+    named = bm.align(bm.align(tree, three.gate, first), three.gate, second)
+    assert len(np.unique(named["sample_stats"]["reference"])) == 3
+    expected, found = (
+        bm.sample_predictive(three, one, n_prior_draws=2)["log_prior"].to_dataset()
+        for one in (tree, named)
+    )
+    xr.testing.assert_allclose(found, expected, rtol=1e-9)
 
 
 @pytest.mark.slow

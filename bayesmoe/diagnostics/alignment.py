@@ -31,7 +31,8 @@ def align(
     Each is relabelled, by an element of the gate's gauge, so that its experts' lines and log
     variances are nearest to the reference's in least squares, in units of their overall spread.
     Densities do not change. Where the gate allows it, the reference expert may become another one,
-    and its gate parameters are moved to zero; otherwise it keeps its place.
+    and its gate parameters are moved to zero; otherwise it keeps its place. A prior may know which
+    it was: of draws, ``sample_stats`` keeps it as ``reference``.
 
     Parameters
     ----------
@@ -50,28 +51,70 @@ def align(
     """
     if isinstance(estimate, MixingMeasure):
         fields = {name: np.asarray(getattr(estimate, name)) for name in FIELDS}
-        return MixingMeasure(**_aligned(gate, fields, reference))
+        return MixingMeasure(**_aligned(gate, fields, reference)[0])
     group = estimate["posterior"].to_dataset()
     arrays = {name: group[name].transpose("chain", "draw", ...) for name in FIELDS}
-    aligned = _aligned(gate, {name: a.to_numpy() for name, a in arrays.items()}, reference)
+    fields = {name: array.to_numpy() for name, array in arrays.items()}
+    aligned, order = _aligned(gate, fields, reference)
+    # where the expert that was the reference is now
+    place = np.argmax(order == _reference(estimate)[..., None], axis=-1)
     result = estimate.copy()
     result["posterior"] = DataTree(
         group.assign({name: (arrays[name].dims, aligned[name]) for name in FIELDS})
     )
+    if "sample_stats" in estimate.children:
+        stats = estimate["sample_stats"].to_dataset()
+        result["sample_stats"] = DataTree(stats.assign(reference=(("chain", "draw"), place)))
     return result
 
 
-def _aligned(gate: Gate, fields: dict[str, Floats], reference: MixingMeasure) -> dict[str, Floats]:
+def as_sampled(estimate: DataTree, gate: Gate) -> MixingMeasure:
+    """Draws with the reference expert under which they were sampled, batch shape (chain, draw).
+
+    The other experts keep the order that they have: a prior does not know them apart.
+    """
+    group = estimate["posterior"].to_dataset()
+    fields = {name: group[name].transpose("chain", "draw", ...).to_numpy() for name in FIELDS}
+    place = _reference(estimate).ravel()
+    k = fields["slope"].shape[-2]
+    order = np.tile(np.arange(k), (len(place), 1))
+    order[np.arange(len(place)), place], order[:, -1] = k - 1, place
+    return MixingMeasure(**_in_order(gate, fields, order))
+
+
+def _reference(estimate: DataTree) -> npt.NDArray[np.int_]:
+    """The expert that was the reference when each draw was sampled, ``(chain, draw)``."""
+    sizes = estimate["posterior"].sizes
+    if "sample_stats" in estimate.children and "reference" in estimate["sample_stats"]:
+        return estimate["sample_stats"]["reference"].transpose("chain", "draw").to_numpy()
+    return np.full((sizes["chain"], sizes["draw"]), sizes["expert"] - 1)
+
+
+def _aligned(
+    gate: Gate, fields: dict[str, Floats], reference: MixingMeasure
+) -> tuple[dict[str, Floats], npt.NDArray[np.int_]]:
+    """The fields aligned, and the expert that takes each place, shape ``(..., k)``."""
     shape = fields["slope"].shape
     if shape[-2:] != reference.slope.shape:
         raise ValueError(
             f"the estimate has (k, d) = {shape[-2:]}, the reference {reference.slope.shape}; "
             "use a single measure of the same model"
         )
-    batch = len(shape) - 2
-    flat = {name: values.reshape(-1, *values.shape[batch:]) for name, values in fields.items()}
-    moved = _relabel(gate, flat, _nearest(gate, flat, reference))
+    order = _nearest(gate, _flat(fields), reference)
+    return _in_order(gate, fields, order), order.reshape(shape[:-1])
+
+
+def _in_order(
+    gate: Gate, fields: dict[str, Floats], order: npt.NDArray[np.int_]
+) -> dict[str, Floats]:
+    moved = _relabel(gate, _flat(fields), order)
     return {name: values.reshape(fields[name].shape) for name, values in moved.items()}
+
+
+def _flat(fields: dict[str, Floats]) -> dict[str, Floats]:
+    """With one batch axis."""
+    batch = fields["slope"].ndim - 2
+    return {name: values.reshape(-1, *values.shape[batch:]) for name, values in fields.items()}
 
 
 def _nearest(gate: Gate, draws: dict[str, Floats], reference: MixingMeasure) -> np.ndarray:

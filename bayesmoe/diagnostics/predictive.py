@@ -22,6 +22,7 @@ from bayesmoe.core.program import Sites
 from bayesmoe.core.scaling import Scaling
 from bayesmoe.core.selection import take
 from bayesmoe.core.validate import as_key, check_whole
+from bayesmoe.diagnostics.alignment import as_sampled
 from bayesmoe.diagnostics.posterior import DIMS, check_tree
 from bayesmoe.inference.posterior import check_proper
 from bayesmoe.theory.voronoi import as_measure
@@ -85,7 +86,7 @@ def sample_prior(
     prior = _draw_prior(model, scaling, x, y, as_key(key), n_prior_draws)
     fields = {"prior": {field: getattr(prior, field) for field in FIELDS}}
     coords: dict[str, Any] = {name: tree["posterior"][name] for name in ("expert", "covariate")}
-    density = _log_prior(model, scaling, x, y, as_measure(tree))
+    density = _log_prior(model, scaling, x, y, as_sampled(tree, model.gate))
     whole = tree.copy()
     whole.update(arviz_base.from_dict(fields, dims=DIMS, coords=coords).children)
     whole.update(arviz_base.from_dict({"log_prior": density}).children)
