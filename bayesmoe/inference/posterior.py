@@ -18,10 +18,11 @@ from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE
 from bayesmoe.core.observations import Data, make_data
 from bayesmoe.core.scaling import Scaling
+from bayesmoe.core.support import supports
 from bayesmoe.core.validate import check_estimable_with_prior, check_observations
 from bayesmoe.inference.modes import Modes, find_modes
 from bayesmoe.inference.point import Fit, fit_map
-from bayesmoe.inference.target import Target, supports
+from bayesmoe.inference.target import Target
 
 _N_ROWS = 8  # rows whose density is watched: labels do not matter to it
 

@@ -8,28 +8,22 @@ depend on τ alone, so that the Jacobian is triangular.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from numpyro.distributions import constraints
 
-from bayesmoe.core.gate import Gate
 from bayesmoe.core.hessian import Evaluation, evaluate_log_likelihood
 from bayesmoe.core.layout import Layout
 from bayesmoe.core.likelihood import log_likelihood
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.observations import Data
-from bayesmoe.core.priors import Prior, check_positive
+from bayesmoe.core.priors import Prior
+from bayesmoe.core.support import Bound, bounded_blocks
 
 _EDGE = 1e-6  # a point on the boundary is moved inside by this much
-
-_POSITIVE = ("temperature", "variance")  # their coordinates are logarithms
-
-Bound = Array | float
 
 
 class Target(NamedTuple):
@@ -41,7 +35,7 @@ class Target(NamedTuple):
     @property
     def bounded(self) -> bool:
         """Whether the prior bounds some parameters, so that u is not θ."""
-        return any(True for _ in _bounded_blocks(self.layout, self.prior))
+        return any(True for _ in bounded_blocks(self.layout, self.prior))
 
     def coordinates(self, u: Array) -> Array:
         """Identifiable coordinates θ at u, both of shape ``(p,)``."""
@@ -50,7 +44,7 @@ class Target(NamedTuple):
     def unconstrain(self, coordinates: Array) -> Array:
         """The inverse of `coordinates`; points on or outside the boundary are moved inside."""
         u, inside = coordinates, coordinates
-        for block in _bounded_blocks(self.layout, self.prior):
+        for block in bounded_blocks(self.layout, self.prior):
             bounds = block.bounds(self._temperature(inside))
             part = _invert(coordinates[block.where], *bounds)
             u = u.at[block.where].set(part)
@@ -101,83 +95,12 @@ class Target(NamedTuple):
     def _clip(self, u: Array) -> tuple[Array, Array]:
         """θ, and the log determinant of its derivative in u."""
         theta, log_derivative = u, jnp.zeros(())
-        for block in _bounded_blocks(self.layout, self.prior):
+        for block in bounded_blocks(self.layout, self.prior):
             bounds = block.bounds(self._temperature(theta))
             value, log_slopes = _soft_clip(u[block.where], *bounds)
             theta = theta.at[block.where].set(value)
             log_derivative += jnp.sum(log_slopes)
         return theta, log_derivative
-
-
-class _Block(NamedTuple):
-    """A stretch of coordinates whose prior is bounded."""
-
-    where: slice
-    lower: float  # infinite for no bound
-    upper: float
-    power: int  # of τ by which the coordinates are multiples of what is bounded
-
-    def bounds(self, temperature: Array) -> tuple[Bound, Bound]:
-        """Lower and upper bound of the coordinates at τ."""
-        if not self.power:
-            return self.lower, self.upper
-        # an infinite bound stays a number: multiplied by τ its derivative would be NaN
-        lower, upper = (
-            bound * temperature**self.power if np.isfinite(bound) else bound
-            for bound in (self.lower, self.upper)
-        )
-        return lower, upper
-
-
-def supports(gate: Gate, prior: Prior) -> dict[str, tuple[float, float]]:
-    """The interval that supports each parameter's prior, by the field of `Prior`.
-
-    Raises
-    ------
-    ValueError
-        If a support is no interval, or one of a positive parameter reaches below zero.
-    """
-    check_positive(gate, prior)
-    names = ["gate_slope", "gate_intercept", "slope", "intercept", "variance"]
-    if gate.has_temperature:
-        names.append("temperature")
-    return {name: _interval(name, getattr(prior, name)) for name in names}
-
-
-def _interval(name: str, distribution: Any) -> tuple[float, float]:
-    support = distribution.support
-    lower = getattr(support, "lower_bound", -np.inf)
-    upper = getattr(support, "upper_bound", np.inf)
-    bounded = np.isfinite(lower) or np.isfinite(upper)
-    if support.is_discrete or not (bounded or isinstance(support, type(constraints.real))):
-        raise ValueError(
-            f"the prior of {name} has support {support}; sampling needs an interval: "
-            "choose a prior on the real line, a half-line or an interval"
-        )
-    return float(lower), float(upper)
-
-
-def _bounded_blocks(layout: Layout, prior: Prior) -> Iterator[_Block]:
-    """The blocks of θ with bounds; log τ comes first, since the others' bounds depend on it."""
-    gate, k, d, g = layout.gate, layout.n_experts, layout.n_expert_covariates, layout.n_gate
-    n_slopes = (k - 1) * layout.n_gate_covariates
-    # coordinates may be β1/τ and β0/τ, and bounds those of β0/τ
-    intercept_power = prior.intercept_per_temperature - gate.intercept_per_temperature
-    places = {
-        "temperature": (slice(g - 1, g), 0),
-        "gate_slope": (slice(0, n_slopes), -gate.slope_per_temperature),
-        "gate_intercept": (slice(n_slopes, n_slopes + k - 1), intercept_power),
-        "slope": (slice(g, g + k * d), 0),
-        "intercept": (slice(g + k * d, g + k * (d + 1)), 0),
-        "variance": (slice(g + k * (d + 1), layout.size), 0),
-    }
-    intervals = supports(gate, prior)
-    for name, (where, power) in places.items():
-        lower, upper = intervals.get(name, (-np.inf, np.inf))
-        if name in _POSITIVE:
-            lower, upper = (float(np.log(b)) if b > 0 else -np.inf for b in (lower, upper))
-        if np.isfinite(lower) or np.isfinite(upper):
-            yield _Block(where, lower, upper, power)
 
 
 def _soft_clip(u: Array, lower: Bound, upper: Bound) -> tuple[Array, Array]:
