@@ -23,7 +23,7 @@ import bayesmoe as bm
 from bayesmoe.core.device import each, on_accelerator
 from bayesmoe.core.hessian import Evaluation, evaluate_log_likelihood
 from bayesmoe.core.observations import Data
-from bayesmoe.inference.newton import maximise
+from bayesmoe.inference.newton import Box, maximise
 from bayesmoe.inference.nuts import sample_chains
 from bayesmoe.inference.problem import N_STARTS, VARIANCE_FLOOR, Problem, mean_objective, prepare
 from benchmarks.timing import Entry, Figure, Skipped, row, timed
@@ -125,7 +125,7 @@ def _evaluate(layout: Any, starts: Array, data: Data) -> Evaluation:
 def _climb(layout: Any, lower: Array, data: Data, starts: Array) -> Array:
     def one(item: tuple[Data, Array]) -> Array:
         evaluate = partial(mean_objective, layout, None, item[0])
-        return each(lambda start: maximise(evaluate, start, lower).value, item[1])
+        return each(lambda start: maximise(evaluate, start, Box(lower)).value, item[1])
 
     return jax.vmap(one)((data, starts)) if on_accelerator() else jax.lax.map(one, (data, starts))
 

@@ -25,7 +25,7 @@ from jax import Array
 
 from bayesmoe import moe, scenario
 from bayesmoe.core.observations import Data
-from bayesmoe.inference.newton import maximise
+from bayesmoe.inference.newton import Box, maximise
 from bayesmoe.inference.problem import N_STARTS, mean_objective, prepare
 from bayesmoe.study.cell import compute_cell
 from bayesmoe.study.cluster import cluster
@@ -189,12 +189,12 @@ def _climbs(gate: str, n: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
         prepare(model, *sample, key=i, n_starts=N_STARTS, starts=None, variance_floor=1e-4)
         for i, sample in enumerate(samples)
     ]
-    layout, lower = problems[0].layout, problems[0].lower
+    layout, box = problems[0].layout, Box(problems[0].lower)
     data = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(one.data for one in problems))
     starts = jnp.stack([one.starts for one in problems], axis=1)
 
     def climb(data: Data, start: Array) -> Array:
-        return maximise(partial(mean_objective, layout, None, data), start, lower).value
+        return maximise(partial(mean_objective, layout, None, data), start, box).value
 
     one = jax.jit(lambda data, starts: jax.lax.map(partial(climb, data), starts))
     batch = jax.jit(lambda data, starts: jax.lax.map(partial(jax.vmap(climb), data), starts))

@@ -17,16 +17,21 @@ from bayesmoe.inference import newton
 Function = Callable[[jax.Array], jax.Array]
 
 
-def maximise(function: Function, start: Any, lower: Any = None) -> newton.Optimum:
+def maximise(
+    function: Function, start: Any, lower: Any = None, upper: Any = None
+) -> newton.Optimum:
     """One run, or one for each row of ``start``, with derivatives by autodiff."""
     starts = jnp.atleast_2d(jnp.asarray(start, dtype=float))
-    bounds = jnp.full(starts.shape[1], -jnp.inf) if lower is None else jnp.asarray(lower)
+    box = newton.Box(
+        jnp.full(starts.shape[1], -jnp.inf) if lower is None else jnp.asarray(lower),
+        None if upper is None else jnp.asarray(upper),
+    )
 
     def evaluate(point: jax.Array) -> Evaluation:
         return Evaluation(function(point), jax.grad(function)(point), jax.hessian(function)(point))
 
     run = jax.jit(
-        lambda starts: jax.lax.map(lambda one: newton.maximise(evaluate, one, bounds), starts)
+        lambda starts: jax.lax.map(lambda one: newton.maximise(evaluate, one, box), starts)
     )
     optima = run(starts)
     return optima if np.ndim(start) == 2 else jax.tree.map(lambda leaf: leaf[0], optima)
@@ -109,6 +114,52 @@ def test_bounds_against_scipy() -> None:
     np.testing.assert_allclose(slope[~resting], 0.0, atol=1e-8)
     assert (slope[resting] < 0).all()
     np.testing.assert_array_equal(np.asarray(optimum.coordinates)[resting], lower[resting])
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_box_against_scipy(seed: int) -> None:
+    """Coordinates depend on each other: those that leave the box must not mislead the rest."""
+    function, a, b = concave(8)
+    rng = np.random.default_rng(seed)
+    lower = rng.normal(size=8) - rng.uniform(size=8)
+    upper = lower + rng.uniform(0.1, 2.0, 8)
+    upper[rng.uniform(size=8) < 0.3] = np.inf
+    lower[rng.uniform(size=8) < 0.3] = -np.inf
+    start = rng.normal(size=8) * 3
+    optimum = maximise(function, start, lower, upper)
+    exact = scipy.optimize.lsq_linear(*_as_least_squares(a, b), (lower, upper), tol=1e-14)
+    assert converged(optimum)
+    assert optimum.n_iterations < 30
+    end, resting = np.asarray(optimum.coordinates), np.asarray(optimum.at_bound)
+    assert np.all((end >= lower) & (end <= upper))
+    assert optimum.value >= function(exact.x) - 1e-9
+    slope = b - a @ end  # Karush, Kuhn and Tucker
+    np.testing.assert_allclose(slope[~resting], 0.0, atol=1e-8)
+    assert resting.any()
+    assert np.all(np.where(end <= lower, -slope, slope)[resting] > 0)
+
+
+def _as_least_squares(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A matrix and a vector with ½ |Mx - v|² = ½ xᵀAx - bᵀx up to a constant."""
+    root = np.linalg.cholesky(a).T
+    return root, np.linalg.solve(root.T, b)
+
+
+def test_a_runaway_within_bounds_goes_to_the_bound() -> None:
+    def tail(x: jax.Array) -> jax.Array:
+        return -jnp.log1p(jnp.exp(-x[0])) - (x[1] - 1.0) ** 2
+
+    for sign in (1.0, -1.0):
+        inf = jnp.inf
+        ends = ([-60.0, -inf], [60.0, inf])
+        optimum = maximise(lambda x, sign=sign: tail(x.at[0].mul(sign)), [0.5 * sign, 0.0], *ends)
+        assert converged(optimum)
+        np.testing.assert_allclose(optimum.coordinates, [60.0 * sign, 1.0], atol=1e-6)
+        assert optimum.coordinates[0] == 60.0 * sign
+        assert optimum.n_iterations < 50
+    # a bound elsewhere, or behind, is of no use
+    for bounds in (([-60.0, -inf], [inf, inf]), ([-inf, -5.0], [inf, 5.0])):
+        assert maximise(tail, [0.5, 0.0], *bounds).runaway
 
 
 def test_a_start_below_the_bound_is_lifted_and_may_leave_it() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 import scipy.optimize
 import scipy.special
@@ -19,6 +21,7 @@ import bayesmoe as bm
 from bayesmoe.core.observations import CHUNK
 from bayesmoe.inference import problem
 from bayesmoe.inference.climb import climb
+from bayesmoe.inference.domain import domain
 from bayesmoe.inference.outcome import Status
 from bayesmoe.inference.point import Fit, agree, fit_map, fit_mle
 from bayesmoe.inference.starts import near_truth
@@ -271,6 +274,236 @@ def test_map_approaches_the_mle_like_one_over_n(label: str) -> None:
         medians.append(np.median(distances))
     slope = np.polyfit(np.log(sizes), np.log(medians), 1)[0]
     assert -1.2 < slope < -0.8
+
+
+# --- priors with bounded supports ---
+
+
+def in_groups(n: int = 200) -> tuple[Floats, Floats]:
+    """Two groups with a gap in x between them, and a line in each; standardised."""
+    rng = np.random.default_rng(0)
+    x = np.sort(np.concatenate([rng.uniform(0, 0.4, n // 2), rng.uniform(0.6, 1, n // 2)]))
+    y = np.where(x < 0.5, 15 - 20 * x, -5 + 20 * x) + 0.3 * rng.normal(size=n)
+    return ((x - x.mean()) / x.std())[:, None], (y - y.mean()) / y.std()
+
+
+def at_a_step() -> tuple[Floats, Floats]:
+    """One line on either side of a point of x, with no gap; standardised."""
+    rng = np.random.default_rng(1)
+    x = rng.uniform(size=400)
+    y = np.where(x < 0.47, 3 - 4 * x, 4 * x - 1) + 0.2 * rng.normal(size=400)
+    return ((x - x.mean()) / x.std())[:, None], (y - y.mean()) / y.std()
+
+
+WEAK = {
+    "gate_slope": scipy.stats.norm(0, 3),
+    "gate_intercept": scipy.stats.norm(0, 3),
+    "temperature": scipy.stats.lognorm(0.5),
+    "slope": scipy.stats.norm(0, 2),
+    "intercept": scipy.stats.norm(0, 2),
+    "variance": scipy.stats.lognorm(1.5, scale=0.1),
+}
+BLOCKS = tuple(WEAK)
+
+
+def uniform(low: float, high: float) -> tuple[dist.Distribution, Any]:
+    return dist.Uniform(low, high), scipy.stats.uniform(low, high - low)
+
+
+def above(low: float) -> tuple[dist.Distribution, Any]:
+    return dist.TruncatedNormal(0.0, 2.0, low=low), scipy.stats.truncnorm(low / 2, np.inf, 0, 2)
+
+
+COMPACT = {
+    "gate_slope": uniform(-50, 50),
+    "gate_intercept": uniform(-50, 50),
+    "temperature": uniform(0.01, 10),
+    "slope": uniform(-10, 10),
+    "intercept": uniform(-10, 10),
+    "variance": uniform(1e-4, 10),
+}
+#: gate, data, laws, and which parameters rest on an edge
+BOUNDED: dict[str, tuple[str, Any, dict[str, Any], set[str]]] = {
+    "variance": ("softmax", in_groups, {"variance": uniform(0.2, 2)}, {"variance"}),
+    "slope": ("softmax", in_groups, {"slope": above(0.95)}, {"slope"}),
+    "temperature": (
+        "dense_to_sparse", in_groups, {"temperature": uniform(0.5, 2)}, {"temperature"}
+    ),
+    "gate over the temperature": (
+        "dense_to_sparse", at_a_step,
+        {"gate_slope": uniform(-1, 1), "gate_intercept": uniform(-2, 2)}, {"gate_slope"},
+    ),
+    "several": (
+        "dense_to_sparse", in_groups,
+        {
+            "gate_slope": uniform(0.5, 4), "temperature": uniform(0.7, 3),
+            "intercept": above(0.4), "variance": uniform(0.01, 0.04),
+        },
+        {"gate_slope", "temperature", "intercept", "variance"},
+    ),
+    "compact": ("softmax", at_a_step, COMPACT, {"gate_slope"}),
+    "compact, activation": ("sigmoid", at_a_step, COMPACT, {"temperature"}),
+}  # fmt: skip
+
+
+class BoundedCase:
+    """A model under a prior with bounds, and its log posterior density by NumPy and SciPy."""
+
+    def __init__(self, name: str) -> None:
+        label, data, laws, self.resting = BOUNDED[name]
+        self.x, self.y = data()
+        weak = bm.moe(CASE[label].gate(2), 2).prior
+        given = {block: law for block, (law, _) in laws.items()}
+        prior = dataclasses.replace(weak, **given, intercept_per_temperature=False)
+        self.model = bm.moe(CASE[label].gate(2), 2, prior)
+        self.oracle = Oracle(CASE[label], 2, 1)
+        self.laws = {block: laws[block][1] if block in laws else WEAK[block] for block in BLOCKS}
+
+    @property
+    def blocks(self) -> list[str]:
+        """The block of each parameter."""
+        tau = ["temperature"] * self.oracle.case.temperature
+        experts = [block for block in ("slope", "intercept", "variance") for _ in range(2)]
+        return ["gate_slope", "gate_intercept", *tau, *experts]
+
+    @property
+    def bounds(self) -> list[tuple[float, float]]:
+        interval = {block: law.support() for block, law in self.laws.items()}
+        interval["temperature"] = max(1e-3, interval["temperature"][0]), interval["temperature"][1]
+        interval["variance"] = max(FLOOR, interval["variance"][0]), interval["variance"][1]
+        return [interval[block] for block in self.blocks]
+
+    def log_density(self, theta: Floats) -> float:
+        prior = sum(self.laws[b].logpdf(v) for b, v in zip(self.blocks, theta, strict=True))
+        return float(self.oracle.log_likelihood(theta, self.x, self.y) + prior)
+
+    def peer(self, start: Floats) -> tuple[float, Floats]:
+        """Where L-BFGS-B ends from a start, by differences within the bounds."""
+        low, high = map(np.array, zip(*self.bounds, strict=True))
+        found = scipy.optimize.minimize(
+            lambda theta: -self.log_density(np.clip(theta, low, high)) / len(self.y),
+            np.clip(start, low, high), jac="3-point", bounds=self.bounds, method="L-BFGS-B",
+            options={"maxiter": 3000, "maxfun": 10**6, "ftol": 1e-15, "gtol": 1e-9},
+        )  # fmt: skip
+        return -found.fun * len(self.y), found.x
+
+    def gradient(self, theta: Floats) -> Floats:
+        """Of the mean log density, per relative change of each, by differences that stay inside."""
+        out = np.empty(len(theta))
+        for i, (low, high) in enumerate(self.bounds):
+            step = 1e-6 * max(abs(theta[i]), 1e-2)
+            ends = np.clip(theta[i] + np.array([-step, step]), low, high)
+            values = [
+                self.log_density(np.where(np.arange(len(theta)) == i, e, theta)) for e in ends
+            ]
+            out[i] = (values[1] - values[0]) / (ends[1] - ends[0]) * step / 1e-6 / len(self.y)
+        return out
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("variance", "several") else pytest.mark.slow)
+        for name in BOUNDED
+    ],
+)
+def test_the_map_over_a_bounded_support_is_that_of_scipy(name: str) -> None:
+    """Karush, Kuhn and Tucker: the score is zero inside, and on an edge it points out."""
+    case = BoundedCase(name)
+    fit = fit_map(case.model, case.x, case.y, key=1)
+    theta = case.oracle.theta(fit.measure)
+    low, high = map(np.array, zip(*case.bounds, strict=True))
+    assert np.all((theta >= low * (1 - 1e-12 * np.sign(low))) & (theta <= high * (1 + 1e-12)))
+    theta = np.clip(theta, low, high)
+    np.testing.assert_allclose(fit.log_density, case.log_density(theta), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(
+        fit.log_likelihood, case.oracle.log_likelihood(theta, case.x, case.y), rtol=1e-9
+    )
+    below, over = theta <= low + 1e-9, theta >= high - 1e-9
+    assert fit.status is Status.AT_PRIOR_BOUND
+    assert fit.gradient_norm <= 1e-8
+    assert {case.blocks[i] for i in np.flatnonzero(below | over)} == case.resting
+    score = case.gradient(theta)
+    np.testing.assert_allclose(score[~(below | over)], 0.0, atol=1e-7)
+    assert np.all(score[below] < -1e-6)
+    assert np.all(score[over] > 1e-6)
+    perturbed = theta * np.random.default_rng(2).uniform(0.8, 1.25, len(theta))
+    for start in (theta, perturbed):
+        height, _ = case.peer(start)
+        assert height <= fit.log_density + 1e-7
+    assert height >= fit.log_density - 1e-3  # it is no straw man
+
+
+def test_under_the_compact_prior_a_separated_gate_goes_to_the_edge() -> None:
+    """The likelihood flattens long before, and has no maximum: the prior's support has one."""
+    x, y = in_groups()
+    fit = fit_map(model("softmax", 2, "compact"), x, y, key=1)
+    assert fit.status is Status.AT_PRIOR_BOUND
+    assert all(status.converged for status in fit.starts.status)
+    assert len(fit.starts.status) == 12
+    np.testing.assert_allclose(abs(fit.measure.gate_slope[0, 0]), 50.0, rtol=1e-12)
+    mle = fit_mle(model("softmax", 2), x, y, key=1)
+    assert mle.status is Status.SEPARATED
+    assert abs(fit.log_likelihood - mle.log_likelihood) < 1e-3
+
+
+def test_starts_outside_the_support_are_moved_inside() -> None:
+    """Whoever gives them; the borders of a linear gate stay where they are."""
+    x, y = in_groups()
+    weak = bm.moe("softmax", 2).prior
+    prior = dataclasses.replace(weak, variance=dist.Uniform(0.2, 2.0), slope=dist.Beta(2.0, 2.0))
+    given = bm.MixingMeasure(
+        [[-80.0], [0.0]], [8.0, 0.0], 1.0, [[-3.0], [9.0]], [0.0, 0.0], [1e-3, 50.0]
+    )
+    fit = fit_map(bm.moe("softmax", 2, prior), x, y, key=1, n_starts=3, starts=given)
+    assert np.all(np.isfinite(fit.starts.objective))
+    assert all(status.converged for status in fit.starts.status)
+    assert np.all((fit.starts.measures.slope > 0) & (fit.starts.measures.slope < 1))
+    compact = bm.moe("softmax", 2, "compact")
+    layout = compact.layout(1)
+    where = domain(layout, compact.prior, np.full(layout.size, -np.inf))
+    (begun,) = where.begin(np.asarray(layout.pack(given))[None])
+    assert np.all((begun > where.lower) & (begun < where.upper))
+    np.testing.assert_allclose(begun[1] / begun[0], 8.0 / -80.0, rtol=1e-12)
+    assert begun[0] == pytest.approx(-50, abs=0.02)
+
+
+def test_a_floor_above_the_support_of_the_variance_counts_as_the_floor() -> None:
+    x, y = in_groups()
+    prior = dataclasses.replace(bm.moe("softmax", 2).prior, variance=dist.Uniform(1e-3, 2.0))
+    given = bm.moe("softmax", 2, prior)
+    fit = fit_map(given, x, y, key=1, variance_floor=0.3)
+    assert fit.status is Status.AT_VARIANCE_FLOOR
+    assert fit.measure.variance == pytest.approx(0.3, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("laws", "message"),
+    [
+        ({"variance": dist.Uniform(1e-6, 1e-5)}, "variance has support up to 1e-05, .* 0.0001"),
+        ({"slope": dist.Gamma(0.5, 1.0)}, "prior of slope is not bounded at 0"),
+        ({"gate_slope": dist.Beta(2.0, 0.5)}, "prior of gate_slope is not bounded at 1"),
+        ({"intercept": dist.Poisson(2.0)}, "prior of intercept has support .*interval"),
+    ],
+)
+def test_a_prior_without_a_map_is_refused_before_computing(
+    laws: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prior = dataclasses.replace(bm.moe("softmax", 2).prior, **laws)
+    monkeypatch.setattr(problem, "starting_points", None)
+    with pytest.raises(ValueError, match=message):
+        fit_map(bm.moe("softmax", 2, prior), *in_groups())
+
+
+def test_a_posterior_starts_from_a_map_on_the_edge() -> None:
+    case = BoundedCase("several")
+    fit = fit_map(case.model, case.x, case.y, key=1)
+    tree = bm.sample_posterior(
+        case.model, case.x, case.y, key=1, start=fit, n_chains=2, n_warmup=100, n_draws=50
+    )
+    tau = tree.posterior["temperature"].to_numpy()
+    assert np.all((tau > 0.7) & (tau < 3))
+    assert np.all(tree.posterior["intercept"].to_numpy() > 0.4)
 
 
 def aligned(label: str, measure: bm.MixingMeasure) -> Floats:

@@ -18,6 +18,7 @@ from conftest import GateCase
 
 import bayesmoe as bm
 from bayesmoe.core.gate import Gate
+from bayesmoe.core.layout import Layout
 from bayesmoe.core.likelihood import log_likelihood
 from bayesmoe.core.observations import Data, make_data
 from bayesmoe.core.priors import PRIORS, Prior
@@ -27,6 +28,7 @@ from bayesmoe.inference.posterior import check_proper
 from bayesmoe.inference.problem import mean_objective
 from bayesmoe.inference.target import Target
 from bayesmoe.models.activation_dense_to_sparse import ActivationDenseToSparse
+from bayesmoe.models import DenseToSparse
 
 # every kind of interval: lines, half-lines either way, positive half-lines and their parts, boxes
 BOUNDED = Prior(
@@ -225,6 +227,25 @@ def test_coordinates_lie_in_the_support_and_unconstrain_inverts_them(
     back, inside = there_and_back(u)
     np.testing.assert_allclose(back, u, atol=1e-9)
     assert {name: bool(np.all(ok)) for name, ok in inside.items()} == dict.fromkeys(inside, True)
+
+
+class Untempered(DenseToSparse):
+    """A gate whose coordinates are β1 and β0 themselves, and whose prior may be of β0/τ."""
+
+    slope_per_temperature = False
+    intercept_per_temperature = False
+
+
+def test_bounds_of_an_intercept_over_the_temperature_move_with_it() -> None:
+    law = dataclasses.replace(TEMPERED, gate_intercept=dist.Uniform(-1.0, 0.5))
+    target = Target(Layout(Untempered(), 3, 1), law)
+    u = jnp.asarray(np.random.default_rng(3).normal(size=(40, target.layout.size)))
+    measures = jax.vmap(target.measure)(u)
+    ratio = measures.gate_intercept[:, :-1] / measures.temperature[:, None]
+    assert np.all((ratio > -1.0) & (ratio < 0.5))
+    assert ratio.min() < -0.9
+    assert ratio.max() > 0.4
+    assert np.all(np.isfinite(jax.vmap(target.log_prior)(u)))
 
 
 @pytest.mark.parametrize(

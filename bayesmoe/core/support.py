@@ -63,7 +63,7 @@ def supports(gate: Gate, prior: Prior) -> dict[str, tuple[float, float]]:
 
 
 def _interval(name: str, distribution: Any) -> tuple[float, float]:
-    support = distribution.support
+    support = getattr(distribution.support, "base_constraint", distribution.support)
     lower = getattr(support, "lower_bound", -np.inf)
     upper = getattr(support, "upper_bound", np.inf)
     bounded = np.isfinite(lower) or np.isfinite(upper)

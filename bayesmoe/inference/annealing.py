@@ -27,12 +27,15 @@ from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE
 from bayesmoe.core.observations import Data, sum_over_chunks
 from bayesmoe.core.priors import Prior, weak
+from bayesmoe.core.support import supports
 from bayesmoe.inference import newton
+from bayesmoe.inference.domain import check_support, domain
 from bayesmoe.inference.outcome import best_start, describe, gate_states, judge, row
 from bayesmoe.inference.point import Fit, fit_map
 from bayesmoe.inference.problem import N_STARTS, VARIANCE_FLOOR, mean_objective, prepare
 
 _HIGHEST, _LOWEST, _STEPS = 30.0, 0.1, 25  # of the schedule, times the prior's median of τ
+_INSIDE = 1e-12  # relative, so that no rounding leads out of a prior's support
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -113,7 +116,7 @@ def anneal(
         How many agnostic starts, each with a path of its own.
     temperatures
         The schedule, falling, at least two; by default 25 from 30 times the median of τ under the
-        weak prior to a tenth of it.
+        weak prior to a tenth of it, or as far as the model's prior goes.
     variance_floor
         The least variance allowed, as a multiple of Var(y).
 
@@ -121,15 +124,19 @@ def anneal(
     ------
     ValueError
         If the gate has no temperature, the prior does not make the path differ from one
-        temperature to the next, the schedule does not fall, or data or an argument cannot be used.
+        temperature to the next or does not allow those of the schedule, the schedule does not
+        fall, or data or an argument cannot be used.
     """
     schedule = _schedule(model, temperatures)
+    check_support(model.gate, model.prior, variance_floor)
     problem = prepare(
         model, x, y, key=key, n_starts=n_starts, starts=None, variance_floor=variance_floor
     )
     layout, data = problem.layout, problem.data
+    where = domain(layout, model.prior, problem.lower)
+    starts = jnp.asarray(where.end(where.begin(problem.starts)))
     steps = jax.device_get(
-        _follow(layout, model.prior, data, problem.starts, problem.lower, jnp.asarray(schedule))
+        _follow(layout, model.prior, data, starts, problem.lower, jnp.asarray(schedule))
     )
     optima = steps.optimum
     shape = optima.value.shape
@@ -167,8 +174,9 @@ def _schedule(model: MoE, temperatures: Sequence[float] | np.ndarray | None) -> 
             f"under the {gate.label} gate and a flat prior every temperature has the same maximum, "
             "so that there is nothing to follow; use the weak prior"
         )
+    allowed = supports(gate, model.prior)["temperature"]
     if temperatures is None:
-        return _default_schedule(gate)
+        return _default_schedule(gate, allowed)
     schedule = np.asarray(temperatures, dtype=float)
     if schedule.ndim != 1 or len(schedule) < 2:
         raise ValueError(f"temperatures must be two or more numbers, got {temperatures!r}")
@@ -176,12 +184,29 @@ def _schedule(model: MoE, temperatures: Sequence[float] | np.ndarray | None) -> 
         raise ValueError(
             f"temperatures must be positive and fall from each to the next, got {schedule.tolist()}"
         )
-    return schedule
+    if schedule[-1] < allowed[0] or schedule[0] > allowed[1]:
+        raise ValueError(
+            f"temperatures must lie in the support of their prior, from {allowed[0]:g} to "
+            f"{allowed[1]:g}, got {schedule.tolist()}"
+        )
+    return _kept_within(schedule, allowed)
 
 
-def _default_schedule(gate: Gate) -> np.ndarray:
+def _default_schedule(gate: Gate, allowed: tuple[float, float]) -> np.ndarray:
     median = float(weak(gate).temperature.icdf(0.5))
-    return median * np.geomspace(_HIGHEST, _LOWEST, _STEPS)
+    reach = allowed[0] / median, allowed[1] / median
+    highest, lowest = _kept_within(np.array([_HIGHEST, _LOWEST]), reach)
+    if not lowest < highest:
+        raise ValueError(
+            f"the prior of the temperature is supported from {allowed[0]:g} to {allowed[1]:g}, "
+            "where the default schedule has no temperatures; pass temperatures"
+        )
+    return median * np.geomspace(highest, lowest, _STEPS)
+
+
+def _kept_within(temperatures: np.ndarray, allowed: tuple[float, float]) -> np.ndarray:
+    """Temperatures on or beyond the ends of an interval moved just inside."""
+    return np.clip(temperatures, allowed[0] * (1 + _INSIDE), allowed[1] * (1 - _INSIDE))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -190,6 +215,7 @@ def _follow(
 ) -> _Step:
     """Steps with leading axes ``(S, T)``; ``starts`` are coordinates ``(S, p)``."""
     place = layout.n_gate - 1  # of log τ among the coordinates
+    where = domain(layout, prior, lower)
 
     def step(coordinates: Array, temperature: Array) -> tuple[Array, _Step]:
         # β stays where it was: a lower temperature first sharpens the gate
@@ -201,7 +227,9 @@ def _follow(
             rest = jnp.delete(jnp.arange(layout.size), place, assume_unique_indices=True)
             return Evaluation(whole.value, whole.gradient[rest], whole.hessian[rest[:, None], rest])
 
-        found = newton.maximise(evaluate, *(jnp.delete(v, place) for v in (moved, lower)))
+        box = where.box_at(temperature)
+        start, free = jax.tree.map(lambda v: jnp.delete(v, place), (moved, box))
+        found = newton.maximise(evaluate, start, free)
         end = _with(found.coordinates, place, fixed)
         at_bound = _with(found.at_bound, place, jnp.asarray(False))
         found = found._replace(coordinates=end, at_bound=at_bound)

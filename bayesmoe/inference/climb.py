@@ -18,12 +18,14 @@ from jax import Array
 
 from bayesmoe.core.compilation import jit_by_size
 from bayesmoe.core.device import TOGETHER, each, on_accelerator
+from bayesmoe.core.hessian import Evaluation
 from bayesmoe.core.layout import Layout
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.observations import Data
 from bayesmoe.core.priors import Prior
 from bayesmoe.inference import newton
 from bayesmoe.inference.cold_limit import can_run_cold
+from bayesmoe.inference.domain import Domain, domain, scaled, search_powers
 from bayesmoe.inference.outcome import GateState, Status, describe, gate_states, judge, row
 from bayesmoe.inference.problem import Problem, mean_objective
 
@@ -52,12 +54,15 @@ def climb_together(problems: Sequence[Problem], prior: Prior | None) -> Iterator
     for first in range(0, len(problems), TOGETHER):
         batch = problems[first : first + TOGETHER]
         padded = [*batch, *[batch[-1]] * (TOGETHER - len(batch))]
-        data, starts, lower = jax.tree.map(
-            lambda *leaves: jnp.stack(leaves), *((p.data, p.starts, p.lower) for p in padded)
+        domains = [domain(layout, prior, p.lower) for p in padded]
+        each_one = zip(padded, domains, strict=True)
+        data, starts, box = jax.tree.map(
+            lambda *leaves: jnp.stack(leaves),
+            *((p.data, d.begin(p.starts), d.box) for p, d in each_one),
         )
         wanted = jnp.arange(TOGETHER) < len(batch)
-        optima = jax.device_get(_maximise_together(layout, prior, data, starts, wanted, lower))
-        yield from (row(optima, i) for i in range(len(batch)))
+        optima = jax.device_get(_maximise_together(layout, prior, data, starts, wanted, box))
+        yield from (_ended(domains[i], row(optima, i)) for i in range(len(batch)))
 
 
 def _climb_by_sample(
@@ -86,10 +91,18 @@ def _climb(
 ) -> newton.Optimum:
     """Where the wanted starts end on these data; the others stay."""
 
-    def program(starts: np.ndarray, wanted: np.ndarray) -> newton.Optimum:
-        return maximise(problem.layout, prior, data, starts, wanted, problem.lower, np.zeros(()))
+    where = domain(problem.layout, prior, problem.lower)
+    box = where.box
 
-    return in_pairs(program, np.asarray(problem.starts), wanted, n_threads)
+    def program(starts: np.ndarray, wanted: np.ndarray) -> newton.Optimum:
+        return maximise(problem.layout, prior, data, starts, wanted, box, np.zeros(()))
+
+    return _ended(where, in_pairs(program, where.begin(problem.starts), wanted, n_threads))
+
+
+def _ended(where: Domain, optima: newton.Optimum) -> newton.Optimum:
+    """Optima in identifiable coordinates."""
+    return optima._replace(coordinates=where.end(optima.coordinates))
 
 
 def in_pairs(
@@ -147,14 +160,16 @@ def described(
     measures, log_prior = _by_pairs(restored, len(points), 1)
     proper = prior is not None and prior.proper
     no = np.zeros(len(points), bool)
-    at_least = no
-    if can_run_cold(layout.gate):  # a temperature that presses on its lower bound
-        at_least = np.asarray(optima.at_bound)[:, layout.n_gate - 1]
+    at_least, where = no, domain(layout, prior, problem.lower)
+    if can_run_cold(layout.gate):  # a temperature that presses on the least of all
+        at_floor = optima.at_bound & where.at_floor(points)
+        at_least = at_floor[:, layout.n_gate - 1]
+    on_edge = np.any(np.logical_or(*where.on_bounds(points)), axis=1)
     gates = GateState(no, no)
     if cold or not proper or np.any(at_least | optima.runaway):  # else no status asks for them
         gates = _gate_states(layout, data, points)
     statuses = tuple(
-        judge(row(optima, i), row(gates, i), proper, cold or bool(at_least[i]))
+        judge(row(optima, i), row(gates, i), proper, cold or bool(at_least[i]), bool(on_edge[i]))
         for i in range(len(points))
     )
     return measures, log_prior, statuses
@@ -174,25 +189,50 @@ def maximise(
     data: Data,
     starts: Array,
     wanted: Array,
-    lower: Array,
+    box: newton.Box,
     jacobian: Array,
 ) -> newton.Optimum:
     """Maxima of `mean_objective`, whose ``jacobian`` is ``()``.
 
-    From starts ``(s, p)``, those that are wanted ``(s,)``, above bounds ``(p,)``.
+    From starts ``(s, p)``, those that are wanted ``(s,)``, in a box; starts, box and maxima in the
+    coordinates of the search, see `Domain`.
     """
-    evaluate = partial(mean_objective, layout, prior, data, jacobian=jacobian)
-    return each(lambda one: newton.maximise(evaluate, one[0], lower, one[1]), (starts, wanted))
+    evaluate = _objective(layout, prior, data, jacobian)
+    return each(lambda one: newton.maximise(evaluate, one[0], box, one[1]), (starts, wanted))
 
 
 @jit_by_size(static_argnums=(0, 1), data=2)
 def _maximise_together(
-    layout: Layout, prior: Prior | None, data: Data, starts: Array, wanted: Array, lower: Array
+    layout: Layout,
+    prior: Prior | None,
+    data: Data,
+    starts: Array,
+    wanted: Array,
+    box: newton.Box,
 ) -> newton.Optimum:
     """`maximise` of many data sets, on the leading axis of all arguments but the static ones."""
 
-    def one(data: Data, starts: Array, wanted: Array, lower: Array) -> newton.Optimum:
-        evaluate = partial(mean_objective, layout, prior, data)
-        return each(lambda start: newton.maximise(evaluate, start, lower, wanted), starts)
+    def one(data: Data, starts: Array, wanted: Array, box: newton.Box) -> newton.Optimum:
+        evaluate = _objective(layout, prior, data)
+        return each(lambda start: newton.maximise(evaluate, start, box, wanted), starts)
 
-    return jax.vmap(one)(data, starts, wanted, lower)
+    return jax.vmap(one)(data, starts, wanted, box)
+
+
+def _objective(
+    layout: Layout, prior: Prior | None, data: Data, jacobian: Array | None = None
+) -> Callable[[Array], Evaluation]:
+    """`mean_objective` in the coordinates of the search."""
+    evaluate = partial(mean_objective, layout, prior, data, jacobian=jacobian)
+    powers = search_powers(layout, prior)
+    if not powers.any():
+        return evaluate
+    identifiable = partial(scaled, layout, powers=-powers)
+
+    def in_search(point: Array) -> Evaluation:
+        inner, turned = evaluate(identifiable(point)), jax.jacfwd(identifiable)(point)
+        bend = jax.hessian(lambda point: inner.gradient @ identifiable(point))(point)
+        hessian = turned.T @ inner.hessian @ turned + bend
+        return Evaluation(inner.value, turned.T @ inner.gradient, hessian)
+
+    return in_search

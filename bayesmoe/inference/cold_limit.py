@@ -158,7 +158,8 @@ def _maximise(
             value, gradient, hessian = mean_objective(layout, None, data, start + unit * shift)
             return Evaluation(value, gradient * part, hessian * part[:, None] * part)
 
-        optimum = newton.maximise(evaluate, jnp.zeros_like(start), (lower - start) / unit)
+        box = newton.Box((lower - start) / unit)
+        optimum = newton.maximise(evaluate, jnp.zeros_like(start), box)
         return optimum._replace(coordinates=start + unit * optimum.coordinates)
 
     return each(one, starts)
@@ -171,7 +172,7 @@ def _place(problem: Problem, point: Array, n_iterations: int) -> _Place:
 def _end(problem: Problem, place: _Place, cold: bool) -> End:
     """No step is taken: the evidence at the place."""
     local = Evaluation(*(-term for term in place.local))
-    optimum = newton.summarise(newton.begin(place.point, local), problem.lower)
+    optimum = newton.summarise(newton.begin(place.point, local), newton.Box(problem.lower))
     return End(jax.tree.map(lambda leaf: np.asarray(leaf)[None], optimum), cold, place.n_iterations)
 
 

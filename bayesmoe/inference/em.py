@@ -289,7 +289,7 @@ def _maximise_gate(layout: Layout, data: Data, point: Array, opening: Evaluation
         return steep & ~state.done & (state.n_iterations < newton.MAX_ITERATIONS)
 
     gate, local = layout.split(point)[0], negative_mean(opening)
-    step = partial(newton.iterate, evaluate, jnp.full_like(gate, -jnp.inf))
+    step = partial(newton.iterate, evaluate, newton.Box(jnp.full_like(gate, -jnp.inf)))
     last = jax.lax.while_loop(keep_going, step, newton.begin(gate, local))
     rounding = _ROUNDING * (1.0 + jnp.abs(local.value))
     return jnp.where(last.local.value <= local.value + rounding, last.point, gate)
@@ -326,13 +326,15 @@ def _certify(layout: Layout, data: Data, lower: Array, points: Array) -> newton.
     def negative(point: Array) -> Evaluation:
         return Evaluation(*(-term for term in mean_objective(layout, None, data, point)))
 
+    box = newton.Box(lower)
+
     def one(point: Array) -> newton.Optimum:
         unknown = Evaluation(jnp.asarray(jnp.inf), jnp.zeros_like(point), jnp.eye(layout.size))
         pair = (newton.begin(point, unknown),) * 2
         here, beyond = jax.lax.fori_loop(
-            0, 2, lambda _, pair: (pair[1], newton.iterate(negative, lower, pair[1])), pair
+            0, 2, lambda _, pair: (pair[1], newton.iterate(negative, box, pair[1])), pair
         )
-        return newton.summarise(here, lower)._replace(runaway=beyond.n_long > 0)
+        return newton.summarise(here, box)._replace(runaway=beyond.n_long > 0)
 
     return each(one, points)
 

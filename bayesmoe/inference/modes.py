@@ -190,7 +190,7 @@ def _climb(target: Target, data: Data, starts: np.ndarray, wanted: np.ndarray) -
         return _maximise_inside(target, data, starts, wanted)
     unbounded = np.full(starts.shape[1], -np.inf)
     layout, prior = target
-    return maximise(layout, prior, data, starts, wanted, unbounded, np.ones(()))
+    return maximise(layout, prior, data, starts, wanted, newton.Box(unbounded), np.ones(()))
 
 
 @jit_by_size(static_argnums=0, data=1)
@@ -201,7 +201,7 @@ def _maximise_inside(target: Target, data: Data, starts: Array, wanted: Array) -
         return Evaluation(*(term / data.n_observations for term in target.evaluate(u, data)))
 
     def one(start: tuple[Array, Array]) -> newton.Optimum:
-        return newton.maximise(mean, target.unconstrain(start[0]), unbounded, start[1])
+        return newton.maximise(mean, target.unconstrain(start[0]), newton.Box(unbounded), start[1])
 
     return each(one, (starts, wanted))
 

@@ -2,8 +2,8 @@
 
 Each step minimises the quadratic model in the ball, after the eigenvalues λ of the Hessian have
 been replaced by |λ|: away from a maximum the method then leaves saddle points instead of being
-drawn to them (Nocedal & Wright, Numerical Optimization, 2006, sections 3.4 and 4.1). Lower bounds
-are honoured by freezing the coordinates that press against them.
+drawn to them (Nocedal & Wright, Numerical Optimization, 2006, sections 3.4 and 4.1). Bounds are
+honoured by freezing the coordinates that press against them.
 
 Over-specified models have maxima at the end of long curved valleys, where the quadratic model holds
 for short steps alone. How the Hessian changed in the last step tells how the valley bends: the step
@@ -43,6 +43,42 @@ _PATIENCE = 2  # this many such steps in a row make a runaway
 _BEND = 0.05  # how far a step may follow the last bend, relative to its length
 
 
+class Box(NamedTuple):
+    """Bounds of the coordinates, shape ``(p,)``; infinite for none.
+
+    Attributes
+    ----------
+    lower
+        Lower bounds.
+    upper
+        Upper bounds; None if no coordinate has one. Where there are some, a step that would leave
+        the box is made anew with what leaves it set down on its bound.
+    """
+
+    lower: Array
+    upper: Array | None = None
+
+    def clip(self, point: Array) -> Array:
+        """The nearest point of the box."""
+        point = jnp.maximum(point, self.lower)
+        return point if self.upper is None else jnp.minimum(point, self.upper)
+
+    def pressed(self, point: Array, gradient: Array) -> Array:
+        """Coordinates at their bound which descent would push through it."""
+        below = (point <= self.lower) & (gradient > 0)
+        if self.upper is None:
+            return below
+        return below | ((point >= self.upper) & (gradient < 0))
+
+    def farthest(self, point: Array, step: Array) -> tuple[Array, Array]:
+        """Where the direction of a step meets the first bound, and whether it does."""
+        upper = jnp.inf if self.upper is None else self.upper
+        room = jnp.where(step > 0, upper, self.lower) - point
+        times = jnp.min(jnp.where(step != 0, room / jnp.where(step != 0, step, 1.0), jnp.inf))
+        meets = times * jnp.linalg.norm(step) <= _LARGEST_RADIUS
+        return self.clip(point + jnp.where(meets, times, 0.0) * step), meets
+
+
 class Optimum(NamedTuple):
     """Where a run ended, and the evidence. Leading axes are starts.
 
@@ -58,7 +94,7 @@ class Optimum(NamedTuple):
         Least eigenvalue of the negative Hessian over the coordinates not at a bound, divided by
         the largest magnitude: >= 0 at a maximum, 0 along a flat direction.
     at_bound
-        Which coordinates rest on their lower bound, pushed outwards, shape ``(p,)``.
+        Which coordinates rest on a bound, pushed outwards, shape ``(p,)``.
     runaway
         Whether the steps stayed long while the gradient vanished: the objective only flattens.
     n_iterations
@@ -126,7 +162,7 @@ class _Model(NamedTuple):
 def maximise(
     evaluate: Callable[[Array], Evaluation],
     start: Array,
-    lower: Array,
+    box: Box,
     wanted: Array | bool = True,
 ) -> Optimum:
     """Maximise a function from one start.
@@ -136,16 +172,16 @@ def maximise(
     evaluate
         Gives value, gradient and Hessian at coordinates of shape ``(p,)``; a value of -inf or
         NaN marks a point as outside the domain.
-    start, lower
-        The first iterate and the lower bounds (-inf for none), shape ``(p,)``.
+    start, box
+        The first iterate, shape ``(p,)``, and its bounds.
     wanted
         If false nothing is evaluated, and the start is returned with an unknown value.
     """
-    return summarise(run(evaluate, start, lower, wanted), lower)
+    return summarise(run(evaluate, start, box, wanted), box)
 
 
 def run(
-    evaluate: Callable[[Array], Evaluation], start: Array, lower: Array, wanted: Array | bool = True
+    evaluate: Callable[[Array], Evaluation], start: Array, box: Box, wanted: Array | bool = True
 ) -> State:
     """The last state of `maximise`."""
 
@@ -155,12 +191,12 @@ def run(
     def keep_going(state: State) -> Array:
         return ~state.done & (state.n_iterations < MAX_ITERATIONS)
 
-    point = jnp.maximum(start, lower)
+    point = box.clip(start)
     p = point.shape[0]
     # the start, too, is evaluated inside the loop: the evaluation is then compiled but once
     unknown = Evaluation(jnp.asarray(jnp.inf), jnp.zeros(p), jnp.eye(p))
     first = begin(point, unknown)._replace(done=~jnp.asarray(wanted))
-    return jax.lax.while_loop(keep_going, lambda state: iterate(negative, lower, state), first)
+    return jax.lax.while_loop(keep_going, lambda state: iterate(negative, box, state), first)
 
 
 def begin(point: Array, local: Evaluation) -> State:
@@ -170,9 +206,8 @@ def begin(point: Array, local: Evaluation) -> State:
     return State(point, local, *still, jnp.ones(()), zero, no, zero, no)
 
 
-def _pressed(state: State, lower: Array) -> Array:
-    """Coordinates at their bound which descent would push through it."""
-    return (state.point <= lower) & (state.local.gradient > 0)
+def _pressed(state: State, box: Box) -> Array:
+    return box.pressed(state.point, state.local.gradient)
 
 
 def _model(local: Evaluation, frozen: Array) -> _Model:
@@ -183,16 +218,21 @@ def _model(local: Evaluation, frozen: Array) -> _Model:
     return _Model(frozen, jnp.where(frozen, 0.0, local.gradient), *jnp.linalg.eigh(hessian))
 
 
-def iterate(negative: Callable[[Array], Evaluation], lower: Array, state: State) -> State:
+def iterate(negative: Callable[[Array], Evaluation], box: Box, state: State) -> State:
     """One step for the negative objective, taken or refused, and the next radius."""
     # on an exactly flat ray every derivative is rounding; the place given there is kept
     inert = jnp.maximum(jnp.abs(state.local.gradient), jnp.abs(jnp.diag(state.local.hessian)))
-    model = _model(state.local, _pressed(state, lower) | (inert < _INERT))
-    straight, damped = _step(model, state.radius)
-    step = jnp.maximum(state.point + straight, lower) - state.point
+    model = _model(state.local, _pressed(state, box) | (inert < _INERT))
+    step, turn = _propose(box, model, state)
     length, curved = jnp.linalg.norm(step), step @ state.local.hessian @ step
+    long = (model.norm <= GRADIENT_TOLERANCE) & model.convex & (length > _LONG) & (curved > 0)
     predicted = -(state.local.gradient @ step + 0.5 * curved)
-    trial = jnp.maximum(state.point + step + _turn(model, damped, step, state), lower)
+    trial = box.clip(state.point + step + turn)
+    n_long, away = jnp.where(long, state.n_long + 1, 0), long
+    if box.upper is not None:
+        farthest, ends = box.farthest(state.point, step)
+        leap, away = ends & (n_long == _PATIENCE), long & ~ends
+        trial = jnp.where(leap, farthest, trial)
     local = negative(trial)
     opening = jnp.isinf(state.local.value)
     bend = jnp.where(opening, 0.0, local.hessian - state.local.hessian)
@@ -201,29 +241,45 @@ def iterate(negative: Callable[[Array], Evaluation], lower: Array, state: State)
     ratio = jnp.where(predicted > 0, actual / predicted, jnp.where(opening, jnp.inf, -jnp.inf))
     # differences of values are noise near the optimum: there the gradient decides
     noise = 1e-13 * (1.0 + jnp.abs(state.local.value))
-    shorter = _projected_norm(moved, lower) < model.norm
+    shorter = _projected_norm(moved, box) < model.norm
     at_noise = (jnp.abs(predicted) < noise) & (actual > -noise) & shorter
     accepted = _is_finite(moved.local) & ((ratio > 1e-4) | at_noise)
+    if box.upper is not None:
+        accepted |= leap & _is_finite(moved.local) & (actual > -noise)
+        n_long = jnp.where(leap & accepted, 0, n_long)
 
     radius = _next_radius(state.radius, length, ratio, at_noise)
     polished = (model.norm <= _POLISHED) & model.convex & ~opening
     # at noise level a rejected step cannot be mended by a shorter one
     stalled = ~accepted & ((jnp.abs(predicted) < noise) | (radius < _SMALLEST_RADIUS))
-    long = (model.norm <= GRADIENT_TOLERANCE) & model.convex & (length > _LONG) & (curved > 0)
-    n_long = jnp.where(long, state.n_long + 1, 0)
-    done = polished | stalled | (n_long >= _PATIENCE)
+    done = polished | stalled | (away & (n_long >= _PATIENCE))
     kept = jax.tree.map(lambda new, old: jnp.where(accepted & ~polished, new, old), moved, state)
     return kept._replace(
         radius=radius,
         n_long=n_long,
-        runaway=done & long,
+        runaway=done & away,
         n_iterations=state.n_iterations + 1,
         done=done,
     )
 
 
-def _projected_norm(state: State, lower: Array) -> Array:
-    return jnp.max(jnp.where(_pressed(state, lower), 0.0, jnp.abs(state.local.gradient)))
+def _propose(box: Box, model: _Model, state: State) -> tuple[Array, Array]:
+    """The step that the model asks for, within the box, and the turn to take in it."""
+    straight, damped = _step(model, state.radius)
+    if box.upper is not None:
+        end = box.clip(state.point + straight)
+        leaving = end != state.point + straight
+        fixed = jnp.where(leaving, end - state.point, 0.0)
+        gradient = state.local.gradient + state.local.hessian @ fixed
+        model = _model(state.local._replace(gradient=gradient), model.frozen | leaving)
+        rest, damped = _step(model, state.radius)
+        straight = fixed + rest
+    step = box.clip(state.point + straight) - state.point
+    return step, _turn(model, damped, step, state)
+
+
+def _projected_norm(state: State, box: Box) -> Array:
+    return jnp.max(jnp.where(_pressed(state, box), 0.0, jnp.abs(state.local.gradient)))
 
 
 def _is_finite(local: Evaluation) -> Array:
@@ -281,9 +337,9 @@ def _step(model: _Model, radius: Array) -> tuple[Array, Array]:
     return -model.eigenvectors @ (slope / damped), damped
 
 
-def summarise(state: State, lower: Array) -> Optimum:
+def summarise(state: State, box: Box) -> Optimum:
     """The evidence at a run's last iterate."""
-    pressed = _pressed(state, lower)
+    pressed = _pressed(state, box)
     model = _model(state.local, pressed)
     least = model.eigenvalues[0] / jnp.max(jnp.abs(model.eigenvalues))
     known = jnp.isfinite(state.local.value)

@@ -30,6 +30,7 @@ class Status(enum.Enum):
 
     CONVERGED = "a maximum: zero gradient and no negative curvature"
     AT_VARIANCE_FLOOR = "a maximum over the variances allowed: one rests on its floor"
+    AT_PRIOR_BOUND = "a maximum over the prior's support: a parameter rests on its edge"
     SEPARATED = "a gate parameter runs away: the likelihood has no maximum there, it only flattens"
     TEMPERATURE_TO_ZERO = (
         "the temperature runs to zero: the likelihood has no maximum there, it rises to a limit"
@@ -44,7 +45,7 @@ class Status(enum.Enum):
     @property
     def converged(self) -> bool:
         """Whether the estimate is a maximum over Θ."""
-        return self in (Status.CONVERGED, Status.AT_VARIANCE_FLOOR)
+        return self in (Status.CONVERGED, Status.AT_VARIANCE_FLOOR, Status.AT_PRIOR_BOUND)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -149,10 +150,17 @@ def _n_components(graph: Array) -> Array:
     return jnp.sum(1.0 / jnp.sum(reach, axis=1))
 
 
-def judge(optimum: newton.Optimum, gate: GateState, proper: bool, cold: bool = False) -> Status:
+def judge(
+    optimum: newton.Optimum,
+    gate: GateState,
+    proper: bool,
+    cold: bool = False,
+    on_edge: bool = False,
+) -> Status:
     """The status of one start; ``optimum`` and ``gate`` without batch axes.
 
-    ``cold`` says that the likelihood was seen to rise as the temperature goes to zero.
+    ``cold`` says that the likelihood was seen to rise as the temperature goes to zero, ``on_edge``
+    that a parameter rests on a bound of its prior.
     """
     if not np.isfinite(optimum.value) or not np.isfinite(optimum.gradient_norm):
         return Status.NON_FINITE
@@ -170,6 +178,8 @@ def judge(optimum: newton.Optimum, gate: GateState, proper: bool, cold: bool = F
             return Status.SEPARATED
     if not optimum.least_curvature >= -newton.CURVATURE_TOLERANCE:
         return Status.NEGATIVE_CURVATURE
+    if on_edge:
+        return Status.AT_PRIOR_BOUND
     return Status.AT_VARIANCE_FLOOR if np.any(optimum.at_bound) else Status.CONVERGED
 
 

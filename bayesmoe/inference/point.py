@@ -6,7 +6,8 @@ MAP       argmax of log prior + Σ log g_G(Y_j|X_j), the prior's density being t
           the paper's parameters: no Jacobian of the coordinates used to find it
 ========  ==========================================================================
 
-Both over the set Θ of variances above a floor, without which the likelihood is unbounded.
+Both over the set Θ of variances above a floor, without which the likelihood is unbounded; MAP over
+the support of its prior, too.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from bayesmoe.core.validate import as_key
 from bayesmoe.inference import newton
 from bayesmoe.inference.climb import ALIKE, climb, climb_together, described
 from bayesmoe.inference.cold_limit import bounded, can_run_cold, follow
+from bayesmoe.inference.domain import domain
 from bayesmoe.inference.outcome import Starts, Status, best_start, row
 from bayesmoe.inference.problem import N_STARTS, VARIANCE_FLOOR, Problem, prepare
 
@@ -56,7 +58,8 @@ class Fit:
         How the best start ended, and whether that is a maximum.
     gradient_norm
         Max norm of the projected gradient of the mean objective, in identifiable coordinates of
-        standardised data; at most 1e-8 where converged.
+        standardised data; at most 1e-8 where converged. Gate parameters that the prior bounds are
+        coordinates themselves then, not divided by τ.
     least_curvature
         Least eigenvalue of the negative Hessian there, relative to the largest magnitude.
     starts
@@ -128,7 +131,10 @@ def fit_map(
     starts: MixingMeasure | None = None,
     variance_floor: float = VARIANCE_FLOOR,
 ) -> Fit:
-    """The posterior mode in the paper's parameters; arguments and errors as `fit_mle`.
+    """The posterior mode in the paper's parameters; arguments as `fit_mle`.
+
+    It may rest on the edge of the prior's support, which must be an interval for each parameter.
+    Starts outside, given ones too, are moved inside.
 
     Under the flat prior it is the MLE. A proper prior settles what the data leave open: there may
     be fewer rows than parameters, if not than experts, and covariates that do not vary.
@@ -136,10 +142,16 @@ def fit_map(
     It also tells which of three or more experts is the reference, which the likelihood of a linear
     gate does not: from the best start the search goes on under every other reference, as k - 1
     further starts, until none leads higher.
+
+    Raises
+    ------
+    ValueError
+        As `fit_mle`, and if the prior's supports are no intervals, if that of variances ends below
+        the floor, or if a density grows without end towards an end of its interval.
     """
-    proper = model.prior.proper
-    begin = partial(prepare, model, x, y, variance_floor=variance_floor, proper=proper)
-    return _search(begin, model.prior, key, n_starts, starts)
+    prior = model.prior
+    begin = partial(prepare, model, x, y, variance_floor=variance_floor, prior=prior)
+    return _search(begin, prior, key, n_starts, starts)
 
 
 def estimate(problems: Sequence[Problem], prior: Prior | None) -> list[Fit]:
@@ -201,8 +213,9 @@ def _other_references(layout: Layout, scaling: Scaling, measure: MixingMeasure) 
 def _follow(problem: Problem, prior: Prior | None, fit: Fit) -> Fit:
     """The fit, its best start led on along τ if it did not end; a proper prior bounds τ itself."""
     proper = prior is not None and prior.proper
+    bounded = domain(problem.layout, prior, problem.lower).bounded
     unfinished = fit.status in (Status.MAX_ITERATIONS, Status.STALLED)
-    if proper or not unfinished or not can_run_cold(problem.layout.gate):
+    if proper or bounded or not unfinished or not can_run_cold(problem.layout.gate):
         return fit
     last = problem.layout.pack(problem.scaling.standardise(fit.measure))
     end = follow(problem, last)

@@ -25,6 +25,7 @@ from bayesmoe.core.validate import (
     check_observations,
     check_whole,
 )
+from bayesmoe.inference.domain import check_support
 from bayesmoe.inference.starts import generator, starting_points
 
 #: variances are kept above this multiple of Var(y)
@@ -47,7 +48,7 @@ class Problem(NamedTuple):
     starts
         Starting points, shape ``(S, p)``: those given, then ``n_agnostic`` others.
     lower
-        Lower bounds of the coordinates (-inf for none), shape ``(p,)``.
+        Lower bounds of the coordinates, whatever the prior (-inf for none), shape ``(p,)``.
     """
 
     layout: Layout
@@ -80,11 +81,11 @@ def prepare(
     n_starts: int,
     starts: MixingMeasure | None,
     variance_floor: float,
-    proper: bool = False,
+    prior: Prior | None = None,
 ) -> Problem:
     """Check the arguments of an estimator and find its starting points; see `fit_mle`.
 
-    ``proper`` says that a proper prior takes part, which then settles what the data do not.
+    A proper ``prior`` that takes part settles what the data do not.
 
     Raises
     ------
@@ -93,12 +94,14 @@ def prepare(
     """
     covariates, response = check_observations(x, y)
     layout = model.layout(covariates.shape[1])
-    if proper:
+    if prior is not None and prior.proper:
         check_estimable_with_prior(covariates, response, model.n_experts)
     else:
         check_estimable(covariates, response, layout.size)
     n_starts = check_whole("n_starts", n_starts, least=0 if starts is not None else 1)
     variance_floor = check_fraction("variance_floor, a multiple of Var(y),", variance_floor)
+    if prior is not None:
+        check_support(model.gate, prior, variance_floor)
     scaling = Scaling.from_data(model.gate, covariates, response)
     begin = starting_points(as_key(key), layout, scaling, covariates, response, n_starts, starts)
     lower = np.full(layout.size, -np.inf)
