@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 import scipy.stats
 from conftest import CASE
@@ -388,6 +389,37 @@ def test_a_variance_on_its_floor_is_held() -> None:
     np.testing.assert_allclose(np.delete(errors, at), want, rtol=1e-4)
     held = np.eye(8, dtype=bool)[at]
     np.testing.assert_array_equal(np.isnan(got.covariance), held[:, None] | held)
+
+
+def test_a_parameter_on_a_bound_of_its_prior_is_held() -> None:
+    x, y = standard_sample("lambda", "softmax")
+    prior = dataclasses.replace(model("softmax").prior, slope=dist.Uniform(-0.5, 0.7))
+    bounded = bm.moe("softmax", 2, prior)
+    fit = fit_map(bounded, x, y, key=1)
+    assert fit.status is Status.AT_PRIOR_BOUND
+    oracle = oracle_of("softmax")
+    theta = oracle.theta(fit.measure)
+    at = [2, 3]
+    assert sorted(np.round(theta[at], 9)) == [-0.5, 0.7]
+
+    def given_the_slopes(t: Floats) -> float:
+        whole = np.insert(t, 2, theta[at])
+        return oracle.log_likelihood(whole, x, y) + oracle.log_weak_prior(whole)
+
+    errors = oracle.theta(standard_errors(bounded, fit, x, y).measure)
+    np.testing.assert_array_equal(np.flatnonzero(np.isnan(errors)), at)
+    want = numpy_errors(given_the_slopes, np.delete(theta, at))
+    np.testing.assert_allclose(np.delete(errors, at), want, rtol=1e-4)
+
+
+def test_a_bound_that_moves_with_the_temperature_has_no_errors() -> None:
+    x, y = standard_sample("lambda", "dense_to_sparse")
+    prior = dataclasses.replace(model("dense_to_sparse").prior, gate_slope=dist.Uniform(-1.0, 1.0))
+    bounded = bm.moe("dense_to_sparse", 2, prior)
+    fit = fit_map(bounded, x, y, key=1)
+    assert fit.status is Status.AT_PRIOR_BOUND
+    with pytest.raises(ValueError, match=r"moves with the temperature.*sample the posterior"):
+        standard_errors(bounded, fit, x, y)
 
 
 # --- sandwich ---

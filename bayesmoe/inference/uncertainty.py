@@ -9,8 +9,8 @@ scores s_j of the observations, to the paper's parameters on the scale of the da
 finite    the data (and a MAP's prior) determine the parameter
 infinite  they do not: some direction that moves the parameter leaves the objective
           as it is, to second order and to rounding
-NaN       the parameter rests on the variance floor: it is held there, not estimated;
-          the errors of the others are conditional on it
+NaN       the parameter rests on the variance floor, or on a bound of its prior: it is held
+          there, not estimated; the errors of the others are conditional on it
 zero      the parameter is fixed by convention: the reference expert's gate, the
           temperature of a gate that has none, and slopes of covariates that the
           model leaves out
@@ -42,6 +42,7 @@ from bayesmoe.core.observations import Data, make_data, sum_over_chunks
 from bayesmoe.core.priors import Prior
 from bayesmoe.core.scaling import Scaling
 from bayesmoe.core.validate import check_observations
+from bayesmoe.inference.domain import domain
 from bayesmoe.inference.newton import GRADIENT_TOLERANCE
 from bayesmoe.inference.outcome import Status
 from bayesmoe.inference.point import Fit
@@ -65,12 +66,13 @@ class StandardErrors:
     ----------
     measure
         The standard error of each of the paper's parameters in its place, on the scale of the
-        data: infinite where the parameter is not determined, NaN where its variance rests on the
-        floor, zero where it is fixed by convention, or belongs to a covariate left out.
+        data: infinite where the parameter is not determined, NaN where it rests on the variance
+        floor or on a bound of its prior, zero where it is fixed by convention, or belongs to a
+        covariate left out.
     covariance
         Of the identifiable coordinates of standardised data (`Layout`), shape ``(p, p)``: the
         pseudo-inverse of the information, or the sandwich made with it, zero along
-        `undetermined`; NaN in the rows and columns of coordinates on the floor.
+        `undetermined`; NaN in the rows and columns of coordinates on the floor or a bound.
     undetermined
         An orthonormal basis of the directions, in these coordinates, along which the objective
         is flat, shape ``(q, p)``.
@@ -106,7 +108,8 @@ def standard_errors(
     ------
     ValueError
         If the fit is not a maximum, if its numbers of experts or covariates are not those of the
-        model and the data, or if its gradient is not zero on these data.
+        model and the data, if its gradient is not zero on these data, or if a gate parameter rests
+        on a bound that moves with the temperature.
     """
     covariates, response = check_observations(x, y)
     _check_fit(model, fit, covariates.shape[1])
@@ -116,8 +119,9 @@ def standard_errors(
     scaling = Scaling.from_data(model.gate, covariates, response)
     data = make_data(covariates, response, scaling, layout.selection)
     local = jax.device_get(_local(layout, prior, data, scaling, fit.measure))
-    held = _held(layout, fit)
+    held = _held(layout, prior, fit, local)
     _check_stationary(local.mean, held, n)
+    held = held != 0
     information = -n * local.mean.hessian[~held][:, ~held]
     inverse = _pseudo_inverse(information, n, _tolerance(local, held))
     if sandwich:
@@ -125,7 +129,8 @@ def standard_errors(
         between = inverse.matrix @ scatter[~held][:, ~held] @ inverse.matrix
         inverse = inverse._replace(matrix=between)
     errors = _delta_method(local.to_paper[:, ~held], inverse)
-    errors[np.any(local.to_paper[:, held] != 0, axis=1)] = np.nan
+    fixed, free = (np.any(local.to_paper[:, some] != 0, axis=1) for some in (held, ~held))
+    errors[fixed & ~free] = np.nan
     covariance = np.full((layout.size, layout.size), np.nan)
     covariance[np.ix_(~held, ~held)] = inverse.matrix
     undetermined = np.zeros((inverse.null.shape[1], layout.size))
@@ -169,7 +174,8 @@ def _local(
     scaling: Scaling,
     measure: MixingMeasure,
 ) -> _Local:
-    point = layout.pack(scaling.standardise(measure))
+    unbounded = np.full(layout.size, -np.inf)
+    point = domain(layout, prior, unbounded).nearest(layout.pack(scaling.standardise(measure)))
 
     def paper(coordinates: Array) -> Array:
         return ravel_pytree(scaling.restore(layout.unpack(coordinates)))[0]
@@ -177,21 +183,35 @@ def _local(
     return _Local(point, mean_objective(layout, prior, data, point), jax.jacfwd(paper)(point))
 
 
-def _held(layout: Layout, fit: Fit) -> np.ndarray:
-    """Which coordinates rest on the variance floor, shape ``(p,)``.
+def _held(layout: Layout, prior: Prior | None, fit: Fit, local: _Local) -> np.ndarray:
+    """How coordinates are held: -1 on a lower bound, 1 on an upper one, else 0; shape ``(p,)``.
 
-    The floor is common to all variances, and where one rests on it none is smaller.
+    The variance floor is common to all variances, and where one rests on it none is smaller.
     """
-    held = np.zeros(layout.size, dtype=bool)
+    held = np.zeros(layout.size, dtype=int)
+    variance, last = np.asarray(fit.measure.variance), slice(-layout.n_experts, None)
+    lowest = variance <= np.min(variance) * (1 + 1e-9)
     if fit.status is Status.AT_VARIANCE_FLOOR:
-        variance = np.asarray(fit.measure.variance)
-        held[-layout.n_experts :] = variance <= np.min(variance) * (1 + 1e-9)
+        held[last] = -lowest.astype(int)
+    if fit.status is Status.AT_PRIOR_BOUND:
+        # where variances rest on the floor beside a bound, the gradient tells
+        sinking = lowest & (local.mean.gradient[last] < -2 * GRADIENT_TOLERANCE)
+        held[last] = -sinking.astype(int)
+        where = domain(layout, prior, np.full(layout.size, -np.inf))
+        below, above = where.on_bounds(local.coordinates)
+        if np.any((below | above) & (where.powers != 0)):
+            raise ValueError(
+                "a gate parameter of this MAP rests on a bound of its prior that moves with the "
+                "temperature in the coordinates of the errors, which have none there; sample the "
+                "posterior"
+            )
+        held = np.where(below, -1, np.where(above, 1, held))
     return held
 
 
 def _check_stationary(mean: Evaluation, held: np.ndarray, n: int) -> None:
-    """Raise ValueError unless the score is zero; where a variance is held it may point down."""
-    gradient = np.where(held, np.maximum(mean.gradient, 0.0), mean.gradient)
+    """Raise ValueError unless the score is zero, or points out of a bound that holds."""
+    gradient = np.where(held * mean.gradient > 0, 0.0, mean.gradient)
     deviation = np.sqrt(np.maximum(np.abs(np.diag(mean.hessian)), _INERT) / n)
     off = (np.abs(gradient) > 2 * GRADIENT_TOLERANCE) & (np.abs(gradient) > _OFF * deviation)
     if not np.all(np.isfinite(gradient)) or np.any(off):
