@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import pytest
 import scipy.optimize
 import scipy.stats
@@ -150,6 +151,27 @@ def test_what_cannot_be_annealed_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         bm.anneal(bm.moe(gate, k, prior), *data("sigmoid"), temperatures=temperatures)
+
+
+@pytest.mark.parametrize("label", ["dense_to_sparse"])
+def test_under_a_prior_with_bounds_the_path_stays_within_them(label: str) -> None:
+    """Those of β1 are met at one temperature and not at another."""
+    weak = bm.moe(CASE[label].gate(K), K).prior
+    laws = {"gate_slope": dist.Uniform(-0.6, 0.6), "temperature": dist.Uniform(0.4, 2.0)}
+    model, (x, y) = bm.moe(label, K, dataclasses.replace(weak, **laws)), data(label)
+    x, y = (x - x.mean(0)) / x.std(0), (y - y.mean()) / y.std()
+    found = bm.anneal(model, x, y, key=1, n_starts=2)
+    np.testing.assert_allclose(found.temperatures[[0, -1]], [2.0, 0.4], rtol=1e-9)
+    assert np.all(found.converged)
+    assert np.all(np.isfinite(found.log_density))
+    assert np.all(np.abs(found.ends.gate_slope) <= 0.6 + 1e-9)
+    assert found.fit.converged
+    assert found.log_density.max() <= found.fit.log_density + 1e-9
+    with pytest.raises(ValueError, match=r"support of their prior, from 0\.4 to 2"):
+        bm.anneal(model, x, y, temperatures=[3.0, 1.0])
+    far = dataclasses.replace(weak, temperature=dist.Uniform(40.0, 50.0))
+    with pytest.raises(ValueError, match=r"from 40 to 50, .* pass temperatures"):
+        bm.anneal(bm.moe(label, K, far), x, y)
 
 
 @pytest.mark.slow
