@@ -309,6 +309,7 @@ def test_an_optimum_found_once_is_doubted(sound: Analysis) -> None:
         (Status.EMPTY_EXPERT, "Empty expert (MLE)", True),
         (Status.MAX_ITERATIONS, "No maximum (MLE)", True),
         (Status.AT_VARIANCE_FLOOR, "Variance at its floor", False),
+        (Status.AT_PRIOR_BOUND, "On the prior's edge (MLE)", False),
     ],
 )
 def test_the_status_of_a_fit_is_told(

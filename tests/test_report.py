@@ -1029,6 +1029,15 @@ def test_fits_at_the_variance_floor_count_as_converged() -> None:
     assert at_floor(counts.iloc[:1]) == ""
 
 
+def test_fits_on_the_edge_of_their_prior_count_as_converged() -> None:
+    counts = pd.DataFrame({"status": ["converged", "at_prior_bound"], "count": [1200, 3]})
+    assert left_out(counts) == "All 1\u2009203 fits converged."
+    assert at_floor(counts) == (
+        "Of the fits that converged, 3 rest on a bound of their prior: they are maxima over its "
+        "support."
+    )
+
+
 def test_an_mle_is_counted_once_whatever_the_number_of_priors(several: Study) -> None:
     counts = once(several.counts, several.results)
     data_sets = 2 * 3 * 4  # scenarios, sizes, replicates

@@ -21,8 +21,8 @@ SAME, CLOSE = 1e-3, 1.0
 
 #: maxima, and heights that the likelihood only approaches
 STATIONARY = {
-    Status.CONVERGED, Status.AT_VARIANCE_FLOOR, Status.SEPARATED, Status.TEMPERATURE_TO_ZERO,
-    Status.EMPTY_EXPERT,
+    Status.CONVERGED, Status.AT_VARIANCE_FLOOR, Status.AT_PRIOR_BOUND, Status.SEPARATED,
+    Status.TEMPERATURE_TO_ZERO, Status.EMPTY_EXPERT,
 }  # fmt: skip
 
 
@@ -86,6 +86,8 @@ def _status(name: str, fit: Fit, measure: MixingMeasure) -> Finding | None:
             "floor the likelihood would grow without end."
         )
         return Finding("Variance at its floor", text, _FLOOR, name == "MAP")
+    if fit.status is Status.AT_PRIOR_BOUND:
+        return Finding(f"On the prior's edge ({name})", _EDGE_TEXT, _EDGE_ADVICE, False)
     subject, text, advice = _STATUS.get(
         fit.status, ("No maximum", f"the best start ended so: {fit.status.value}.", _AGAIN)
     )
@@ -95,6 +97,14 @@ def _status(name: str, fit: Fit, measure: MixingMeasure) -> Finding | None:
 _FLOOR = (
     "Look at the rows of this expert: often a few that lie on one line, or repeated values. "
     "Prefer the posterior, or fit fewer experts."
+)
+_EDGE_TEXT = (
+    "Some parameters rest on the bounds of their prior: the density is highest there among the "
+    "values that the prior allows, and would grow beyond."
+)
+_EDGE_ADVICE = (
+    "Do not read these parameters as findings: the bounds are the prior's. Prefer the posterior, "
+    "or a prior with wider bounds or none (--prior weak)."
 )
 _AGAIN = "Do not read this estimate. Fit again with another --seed, or with fewer experts."
 _AGAIN_HIGHER = "Fit again with another --seed and compare the heights, or fit fewer experts."

@@ -168,14 +168,20 @@ def failed_cells(results: xr.Dataset) -> list[tuple[str, str, str]]:
 
 
 def at_floor(counts: pd.DataFrame) -> str:
-    """One sentence on converged fits that are maxima over the variances allowed; empty if none."""
-    count = int(counts.loc[counts["status"] == "at_variance_floor", "count"].sum())
-    if not count:
-        return ""
-    return (
-        f"Of the fits that converged, {size_text(count)} rest on the variance floor: they are "
-        "maxima over the variances allowed."
-    )
+    """Sentences on converged fits that are maxima over what is allowed; empty if there are none."""
+    places = {
+        "at_variance_floor": ("the variance floor", "the variances allowed"),
+        "at_prior_bound": ("a bound of their prior", "its support"),
+    }
+    found = []
+    for status, (place, allowed) in places.items():
+        count = int(counts.loc[counts["status"] == status, "count"].sum())
+        if count:
+            found.append(
+                f"Of the fits that converged, {size_text(count)} rest on {place}: they are maxima "
+                f"over {allowed}."
+            )
+    return " ".join(found)
 
 
 def run_rows(study: xr.Dataset, labels: dict[str, str]) -> list[Row]:

@@ -33,6 +33,7 @@ _BAND = "#EDEDED"
 _MARKERS = {
     Status.CONVERGED: "o",
     Status.AT_VARIANCE_FLOOR: "s",
+    Status.AT_PRIOR_BOUND: "p",
     Status.SEPARATED: "^",
     Status.TEMPERATURE_TO_ZERO: "<",
     Status.EMPTY_EXPERT: "v",

@@ -55,6 +55,7 @@ QUANTITY_LABELS = {
 STATUS_LABELS = {
     "converged": "converged",
     "at_variance_floor": "at the variance floor",
+    "at_prior_bound": "at a bound of the prior",
     "separated": "separated: no finite maximum",
     "temperature_to_zero": "temperature goes to zero: no maximum",
     "empty_expert": "an expert lost all weight",
