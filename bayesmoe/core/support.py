@@ -11,7 +11,7 @@ from numpyro.distributions import constraints
 
 from bayesmoe.core.gate import Gate
 from bayesmoe.core.layout import Layout
-from bayesmoe.core.priors import Prior
+from bayesmoe.core.priors import Prior, check_positive
 
 _POSITIVE = ("temperature", "variance")  # their coordinates are logarithms
 
@@ -54,8 +54,9 @@ def supports(gate: Gate, prior: Prior) -> dict[str, tuple[float, float]]:
     Raises
     ------
     ValueError
-        If a support is no interval, or one of a positive parameter has no positive values.
+        If a support is no interval, or one of a positive parameter reaches below zero.
     """
+    check_positive(gate, prior)
     names = ["gate_slope", "gate_intercept", "slope", "intercept", "variance"]
     if gate.has_temperature:
         names.append("temperature")
@@ -72,13 +73,6 @@ def _interval(name: str, distribution: Any) -> tuple[float, float]:
             f"the prior of {name} has support {support}; it must be an interval: "
             "choose a prior on the real line, a half-line or an interval"
         )
-    if name in _POSITIVE:
-        if upper <= 0:
-            raise ValueError(
-                f"the prior of {name} has support {support}, but {name} is positive: "
-                "choose a prior with positive values"
-            )
-        lower = max(lower, 0.0)
     return float(lower), float(upper)
 
 

@@ -295,7 +295,8 @@ def _deficiency(x: np.ndarray, *, shifted: bool) -> int:
     """How many columns are combinations of others, or if ``shifted`` of others and a constant."""
     if shifted:
         x = x - x.mean(axis=0)
-    return x.shape[1] - int(np.linalg.matrix_rank(x / np.linalg.norm(x, axis=0)))
+    size = np.linalg.norm(x, axis=0)
+    return x.shape[1] - int(np.linalg.matrix_rank(x / np.where(size > 0, size, 1.0)))
 
 
 def _batch_of_one(measure: MixingMeasure) -> MixingMeasure:
