@@ -25,6 +25,7 @@ from bayesmoe.cli import app
 from bayesmoe.inference.annealing import Annealing
 from bayesmoe.inference.outcome import Status
 from bayesmoe.report import files, gallery
+from bayesmoe.report.files import check_new, write_gallery
 from bayesmoe.report.gallery import Models, Picture, draw, render_gallery
 from bayesmoe.report.ray_figure import Series
 from bayesmoe.study.outputs import Outputs
@@ -321,3 +322,42 @@ def test_the_study_is_run_and_its_store_not_kept(
     found = cli_gallery._run_study()
     assert (found.results["status"].to_numpy() == "failed").all()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("out", ["new", "empty", "link", "."])
+def test_a_directory_that_is_there_is_filled(
+    out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    monkeypatch.chdir(tmp_path / "empty" if out == "." else tmp_path)
+    directory = Path(out)
+    check_new(directory)
+    before = sorted(tmp_path.iterdir())
+    assert write_gallery(directory, ()).is_file()
+    assert [path.name for path in directory.resolve().iterdir()] == ["index.html"]
+    assert sorted(tmp_path.iterdir()) == sorted({*before, tmp_path / out} - {tmp_path / "."})
+    with pytest.raises(ValueError, match="is not an empty directory"):
+        check_new(directory)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_what_cannot_take_its_place_is_kept(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process with the same --out was faster."""
+    out = tmp_path / "out"
+    if there:
+        out.mkdir()
+
+    def meanwhile(_: object) -> str:
+        out.mkdir(exist_ok=True)
+        (out / "other").touch()
+        return "page"
+
+    monkeypatch.setattr(files, "render_gallery", meanwhile)
+    with pytest.raises(OSError, match="Directory not empty; the results are complete in") as error:
+        write_gallery(out, ())
+    kept = Path(str(error.value).partition(" complete in ")[2].partition(":")[0])
+    assert (kept / "index.html").read_text() == "page"
+    assert {path.name for path in out.iterdir()} - {kept.name} == {"other"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -35,6 +36,7 @@ from bayesmoe.study.outputs import write_outputs
 from bayesmoe.study.stored import RESULTS_NAME, Stored
 
 PAGE, INDEX = "report.html", "index.html"
+_HIDDEN = ".bayesmoe-"  # names of unfinished results begin so
 
 
 def write_study(
@@ -52,13 +54,24 @@ def write_study(
 
 def check_new(directory: Path) -> None:
     """Raise ValueError unless ``directory`` is missing or empty, and can be written."""
-    if directory.is_dir() and not any(directory.iterdir()):
-        return
-    if directory.exists():
-        raise ValueError(f"{directory} exists and is not an empty directory; choose another --out")
-    parent = next(path for path in directory.absolute().parents if path.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ValueError(f"{directory} cannot be made in {parent}; choose another --out")
+    target = Path(os.path.realpath(directory))
+    try:
+        if target.exists() and not _is_empty(target):
+            raise ValueError(
+                f"{directory} exists and is not an empty directory; choose another --out"
+            )
+        there = next(path for path in (target, *target.parents) if path.exists())
+        with tempfile.TemporaryDirectory(prefix=_HIDDEN, dir=there) as scratch:
+            # names may be too long
+            (Path(scratch) / target.relative_to(there)).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"{directory} cannot be made or written: {error.strerror}; choose another --out"
+        ) from None
+
+
+def _is_empty(directory: Path) -> bool:
+    return directory.is_dir() and not any(directory.iterdir())
 
 
 def write_analysis(
@@ -68,8 +81,8 @@ def write_analysis(
 
     ``report.html``, ``estimates.csv``, ``starts.csv``, ``posterior_summary.csv``, ``checks.csv``,
     ``fits.nc``, ``posterior.nc``, and the figures of `fit_figures`, each as ``.png`` and ``.svg``,
-    are written to a hidden directory beside it, which is then renamed; with the design of a
-    formula, so is ``columns.nc``.
+    are written to a hidden directory beside it, which is then renamed, or in it, if there is one
+    that is empty, and then moved; with the design of a formula, so is ``columns.nc``.
     """
     with _whole(directory) as partial:
         estimates(analysis).to_csv(partial / "estimates.csv")
@@ -173,15 +186,47 @@ def write_gallery(directory: Path, pictures: Sequence[Picture]) -> Path:
 
 @contextlib.contextmanager
 def _whole(directory: Path) -> Iterator[Path]:
-    """A hidden directory beside ``directory``, which is renamed to it if nothing is raised."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    """A hidden directory that becomes ``directory`` if nothing is raised.
+
+    Raises
+    ------
+    OSError
+        If it cannot: where all was written, the hidden directory is kept, and the error names it.
+    """
+    target = Path(os.path.realpath(directory))
+    partial = _hidden(target)
     try:
         yield partial
-        partial.chmod(0o755)
-        os.replace(partial, directory)
-    finally:
+    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        raise
+    try:
+        partial.chmod(0o755)
+        _move(partial, target)
+    except OSError as error:
+        raise OSError(
+            f"{os.strerror(error.errno or errno.EIO)}; the results are complete in {partial}: "
+            "move them to another place"
+        ) from None
+
+
+def _hidden(directory: Path) -> Path:
+    """A new hidden directory, in ``directory`` if there is one, else beside it."""
+    place = directory if directory.is_dir() else directory.parent
+    place.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=_HIDDEN, dir=place))
+
+
+def _move(partial: Path, directory: Path) -> None:
+    """Rename a directory; within an empty one, which may be a mount point, move what is in it."""
+    if partial.parent != directory:
+        os.replace(partial, directory)
+        return
+    if len(list(directory.iterdir())) > 1:
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+    for path in partial.iterdir():
+        os.replace(path, directory / path.name)
+    partial.rmdir()
 
 
 def _starts(analysis: Analysis) -> pd.DataFrame:
