@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from bayesmoe.cli_common import Out, read_data, user_errors
+from bayesmoe.cli_common import Out, read_data, user_errors, write_errors
 from bayesmoe.cli_gallery import gallery
 from bayesmoe.cli_study import study
 from bayesmoe.core.model import MoE
@@ -148,7 +148,8 @@ def fit(
         model = request.model(found.columns)
         analysis = analyse(model, found.table, key=seed, axis=found.axis, observe=_tell)
     _tell("report")
-    write_analysis(out, request, analysis, found.design)
+    with write_errors(out):
+        write_analysis(out, request, analysis, found.design)
     if as_json:
         typer.echo(fit_json(StoredFit(request, analysis), out))
         return
@@ -208,7 +209,8 @@ def compare(
             observe=_tell,
         )
     stored = StoredComparison(request, comparison)
-    write_comparison(out, stored)
+    with write_errors(out):
+        write_comparison(out, stored)
     if as_json:
         typer.echo(comparison_json(stored, out))
         return
@@ -223,7 +225,7 @@ def report(
     ],
 ) -> None:
     """Write the report of a study, a fit or a comparison anew from what is stored."""
-    with user_errors():
+    with user_errors(), write_errors(directory, "mend this and repeat the command"):
         page = rewrite_report(directory)
     typer.echo(f"report: {page}")
 

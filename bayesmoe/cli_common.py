@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -25,6 +26,17 @@ def user_errors() -> Iterator[None]:
     except ValueError as error:
         say_error(error)
         raise typer.Exit(2) from None
+
+
+@contextlib.contextmanager
+def write_errors(directory: Path, mend: str = "choose another --out") -> Iterator[None]:
+    """What the disk refuses once all is computed is one message and exit status 1."""
+    try:
+        yield
+    except OSError as error:  # HDF5 puts lines of its own in place of the system's words
+        reason = f"{os.strerror(error.errno)}; {mend}" if error.errno else error
+        say_error(f"cannot write to {directory}: {reason}")
+        raise typer.Exit(1) from None
 
 
 def say_error(error: object) -> None:

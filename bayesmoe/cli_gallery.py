@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from bayesmoe.cli_common import Out, user_errors
+from bayesmoe.cli_common import Out, user_errors, write_errors
 from bayesmoe.report.files import check_new, write_gallery
 from bayesmoe.report.gallery import PLAN, compute, draw
 from bayesmoe.report.terminal import StudyProgress, print_failures
@@ -25,7 +25,8 @@ def gallery(out: Out) -> None:
     study = _run_study()
     models = compute(_say)
     _say("figures")
-    page = write_gallery(out, draw(study.results, study.slopes, models))
+    with write_errors(out):
+        page = write_gallery(out, draw(study.results, study.slopes, models))
     print_failures(failed := failures(study.results))
     typer.echo(f"gallery: {page}")
     if failed:

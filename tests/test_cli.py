@@ -138,6 +138,41 @@ def test_a_fit_does_not_overwrite(table: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("out", "words"),
+    [
+        ("a" * 300, "cannot be made or written: File name too long"),
+        (f"new/{'a' * 300}/b", "cannot be made or written: File name too long"),
+        ("/proc/out", "cannot be made or written: No such file or directory"),
+        ("table.csv/out", "cannot be made or written: Not a directory"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_refused_first(
+    table: str, tmp_path: Path, out: str, words: str
+) -> None:
+    said = refused([*fit_arguments(table), "--out", str(tmp_path / out)], tmp_path)
+    assert words in said
+    assert said.endswith("; choose another --out\n")
+    assert len(said.splitlines()) == 1
+
+
+def test_a_disk_that_fills_up_is_one_line_and_exit_1(
+    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "Can't synchronously write data\n, filename = 'fits.nc'")
+
+    monkeypatch.setattr("bayesmoe.cli.analyse", lambda *_, **__: None)
+    monkeypatch.setattr("bayesmoe.report.files.estimates", full)
+    out = tmp_path / ("a" * 250)
+    result = CliRunner().invoke(app, [*fit_arguments(table), "--out", str(out)])
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.splitlines()[-1] == (
+        f"error: cannot write to {out}: No space left on device; choose another --out"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["table.csv"]
+
+
+@pytest.mark.parametrize(
     ("plan", "words"),
     [
         ("nonsense", "no plan 'nonsense'"),

@@ -20,7 +20,6 @@ from bayesmoe.diagnostics.comparison import Assessment, Comparison, name_models
 from bayesmoe.diagnostics.recommendation import Recommendation
 from bayesmoe.diagnostics.requests import CompareRequest, as_stored, from_stored
 from bayesmoe.diagnostics.stored_fit import (
-    ENGINE,
     StoredFitError,
     data_digest,
     fit_dataset,
@@ -28,6 +27,7 @@ from bayesmoe.diagnostics.stored_fit import (
     stored_checks,
     stored_fit,
     stored_table,
+    write_tree,
 )
 
 MODELS = "models.nc"
@@ -59,7 +59,7 @@ def save_comparison(directory: Path, request: CompareRequest, comparison: Compar
         "data_digest": data_digest(comparison.table),
         "recommendation": json.dumps(comparison.recommendation),
     }
-    tree.to_netcdf(directory / MODELS, engine=ENGINE)
+    write_tree(directory / MODELS, tree)
 
 
 def load_comparison(directory: str | Path) -> StoredComparison:

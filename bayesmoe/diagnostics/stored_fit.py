@@ -56,7 +56,7 @@ def data_digest(table: Table) -> str:
 
 def save_fit(directory: Path, request: FitRequest, analysis: Analysis) -> None:
     """Write ``posterior.nc`` and ``fits.nc`` into a directory that exists."""
-    analysis.posterior.to_netcdf(directory / POSTERIOR, engine=ENGINE)
+    write_tree(directory / POSTERIOR, analysis.posterior)
     checks = analysis.checks.to_frame().to_xarray()
     groups = {"mle": fit_dataset(analysis.mle), "map": fit_dataset(analysis.map), "checks": checks}
     if analysis.axis is not None:
@@ -67,7 +67,12 @@ def save_fit(directory: Path, request: FitRequest, analysis: Analysis) -> None:
         "request": json.dumps(as_stored(request)),
         "data_digest": data_digest(analysis.table),
     }
-    tree.to_netcdf(directory / FITS, engine=ENGINE)
+    write_tree(directory / FITS, tree)
+
+
+def write_tree(path: Path, tree: DataTree) -> None:
+    """Write a netCDF file, by way of memory: HDF5 ends the process where a disk is full."""
+    path.write_bytes(tree.to_netcdf(engine=ENGINE))
 
 
 def load_fit(directory: str | Path) -> StoredFit:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import pandas as pd
@@ -17,13 +16,12 @@ import xarray as xr
 from xarray import DataTree
 
 from bayesmoe.data.formula import Design, FormulaError
+from bayesmoe.diagnostics.stored_fit import ENGINE, write_tree
 from bayesmoe.report._dependence import MOST, ROWS, Sweep, points_along
 from bayesmoe.report._panels import chosen_rows
 
 #: the file beside the fit
 COLUMNS = "columns.nc"
-
-_ENGINE: Final = "h5netcdf"
 
 
 def formula_sweeps(design: Design) -> list[Sweep]:
@@ -73,7 +71,7 @@ def save_sweeps(directory: Path, sweeps: Sequence[Sweep]) -> None:
         }
         told = {"name": sweep.name, "labels": json.dumps(sweep.labels), "levels": int(sweep.levels)}
         groups[str(i)] = xr.Dataset(variables, attrs=told)
-    DataTree.from_dict(groups).to_netcdf(directory / COLUMNS, engine=_ENGINE)
+    write_tree(directory / COLUMNS, DataTree.from_dict(groups))
 
 
 def load_sweeps(directory: Path) -> list[Sweep]:
@@ -88,7 +86,7 @@ def load_sweeps(directory: Path) -> list[Sweep]:
     if not path.is_file():
         return []
     try:
-        with xr.open_datatree(path, engine=_ENGINE) as opened:
+        with xr.open_datatree(path, engine=ENGINE) as opened:
             return [_loaded(opened[str(i)].to_dataset()) for i in range(len(opened.children))]
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
