@@ -63,6 +63,22 @@ def test_the_data_sets_ship(name: str, rows: int) -> None:
         ("x,y\n1,2\ninf,4\n", ("y",), r"'x' has a value .* infinite, in row 2"),
         ("x,y\n1,2\n1,4\n", ("y",), r"'x' has the one distinct value 1"),
         ("x,y\n1,2\n3,2\n", ("y",), r"'y' has the one distinct value 2"),
+        (
+            "x,y\n1700000000001,2\n1700000000002,3\n1700000000003,5\n",
+            ("y",),
+            r"'x' varies by 2 at values of 1.7e\+12, .*; subtract a constant",
+        ),
+        (
+            "x,y\n1,1\n2,1\n3,1.000000000001\n",
+            ("y",),
+            r"'y' varies by 1.*e-12 .* subtract a constant",
+        ),
+        (
+            f"x,y\n{2**60},1\n{2**60 + 1},2\n",
+            ("y",),
+            r"'x' has whole numbers near 1.15292e\+18 that float64 cannot tell apart; subtract",
+        ),
+        (f"x,y\n{2**60},1\n{2**60},2\n", ("y",), r"'x' has the one distinct value 1.15"),
         ("x,y\n", ("y",), r"has a header but no rows"),
         ("", ("y",), r"cannot be read as CSV"),
         ("x,y\n1,2\n1,2,3,4\n", ("y",), r"cannot be read as CSV"),

@@ -608,3 +608,18 @@ def test_one_program_serves_all_sample_sizes() -> None:
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
     assert not compiled
+
+
+def test_the_farthest_origin_that_is_taken_leaves_errors_of_slopes_as_they_are() -> None:
+    def farthest(values: Floats) -> Floats:
+        return values + 0.99 * np.ptp(values) / (1e7 * np.spacing(1.0)) / 2
+
+    x, y = sample("weak", "softmax")
+    near, far = (
+        standard_errors(model("softmax"), fit_mle(model("softmax"), *data, n_starts=2), *data)
+        for data in ((x, y), (farthest(x), farthest(y)))
+    )
+    np.testing.assert_allclose(far.measure.slope, near.measure.slope, rtol=1e-3)
+    np.testing.assert_allclose(far.measure.gate_slope, near.measure.gate_slope, rtol=1e-3)
+    with pytest.raises(ValueError, match=r"covariate 0 varies by .*; subtract a constant"):
+        fit_mle(model("softmax"), 4 * farthest(x) - 3 * x, y)

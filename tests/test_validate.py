@@ -229,6 +229,8 @@ def test_a_batch_of_measures_has_traced_indices() -> None:
     [
         (X, Y, 7, "6 rows cannot determine 7 parameters"),
         (np.column_stack([Y, np.full(6, 4.0)]), Y, 2, "covariate 1 has the one distinct value 4"),
+        (1.7e12 + Y, Y, 2, r"covariate 0 varies by .* at values of 1.7e\+12, .* subtract"),
+        (Y, 1e-12 * Y - 1, 2, r"y varies by .* at values of 1, .* subtract a constant"),
         (X, np.full(6, 2.5), 2, "y is constant at 2.5"),
     ],
 )

@@ -13,6 +13,8 @@ from jax import Array
 # variances are squares and slopes ratios of data, and both must be far from under- and overflow
 _LARGEST, _FINEST = 1e100, 1e-100
 _KEY_RULE = "key must be a JAX key or a non-negative int below 2**63"
+# least spread in steps of float64: intercepts, given at the origin, lose so much of their precision
+_STEPS = 1e7
 
 
 def check_whole(name: str, value: Any, *, least: int) -> int:
@@ -96,8 +98,20 @@ def _check_units(x: np.ndarray, y: np.ndarray) -> None:
                 f"{name} varies by {2 * half_range:g}, and must vary by more than {_FINEST:g}; "
                 "use other units"
             )
+        check_spread(name, values)
     if np.ptp(y) == 0:
         raise ValueError(f"y is constant at {y[0]:g}; there is nothing to model")
+
+
+def check_spread(name: str, values: np.ndarray) -> None:
+    """Raise ValueError if values vary, but too little for their size; there is one at least."""
+    largest, half_range = np.max(np.abs(values)), np.ptp(values / 2)
+    least = _STEPS * np.spacing(largest)
+    if 0 < 2 * half_range < least:
+        raise ValueError(
+            f"{name} varies by {2 * half_range:g} at values of {largest:g}, and must vary there by "
+            f"{least:.2g}, {_STEPS:g} times the resolution of float64; subtract a constant from it"
+        )
 
 
 def as_key(key: Any) -> Array:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from bayesmoe.core.validate import check_spread
 from bayesmoe.data.frames import read_parquet
 
 _PARQUET = (".parquet", ".pq")
@@ -85,8 +86,8 @@ def read_table(
     Raises
     ------
     ValueError
-        If the file cannot be read, a column is missing, named twice or constant, or a value is
-        not a finite number.
+        If the file cannot be read, a column is missing, named twice, constant or varies too little
+        for its size, or a value is not a finite number.
     """
     return make_table(read_texts(source), source, response, covariates, drop_missing)
 
@@ -117,6 +118,7 @@ def make_table(
         numbers = drop_incomplete(numbers)
     for name in names:
         check_varies(name, numbers[name])
+        check_spread(f"column {name!r}", numbers[name].to_numpy())
     return Table(numbers[chosen], numbers[response])
 
 
@@ -239,7 +241,13 @@ def check_varies(name: str, values: pd.Series) -> None:
 
 def _numbers(texts: pd.Series, name: str, missing: bool) -> pd.Series:
     """The column as finite numbers; row numbers in errors count from 1, header apart."""
-    values = pd.to_numeric(texts.str.strip(), errors="coerce").astype(float)
+    exact = pd.to_numeric(texts.str.strip(), errors="coerce")
+    values = exact.astype(float)
+    if values.nunique() < 2 <= exact.nunique():
+        raise ValueError(
+            f"column {name!r} has whole numbers near {values[0]:g} that float64 cannot tell apart; "
+            "subtract a constant from it"
+        )
     blank = texts.str.strip().str.lower().isin([*_MISSING, "none"])
     text = values.isna() & ~blank
     if text.any():
