@@ -180,6 +180,16 @@ def test_columns_of_any_type_are_numbers_or_levels() -> None:
     pd.testing.assert_frame_equal(made.at(plain.iloc[2:4]), made.x.iloc[2:4], check_exact=True)
 
 
+def test_categories_that_no_row_has_are_no_levels() -> None:
+    frame = pd.DataFrame({"y": Y[:4], "a": pd.Categorical(list("vuvw"), categories=list("wxvu"))})
+    made = bm.design("y ~ a", frame)
+    assert list(made.x.columns) == ["a[T.v]", "a[T.u]"]
+    assert made.levels == {"a": ["w", "v", "u"]}
+    pd.testing.assert_frame_equal(made.at(frame.iloc[:2]), made.x.iloc[:2], check_exact=True)
+    with pytest.raises(FormulaError, match="has 'x' in row 1, a level that the rows of the design"):
+        made.at(frame.assign(a=pd.Categorical(list("xuvw"), categories=list("wxvu"))))
+
+
 # --- misuse
 
 SECRET = np.ones(N)
@@ -303,7 +313,7 @@ def test_a_column_must_not_hide_a_function() -> None:
         (FRAME.assign(group=FRAME["group"].where(FRAME["year"] > 2001).astype("category")),
          f"column 'group' has {np.sum(YEAR == 2001)} values that are missing"),
         (FRAME.assign(group="a"), "column 'group' has the one level 'a'; there is nothing"),
-        (FRAME.assign(group=pd.Categorical(["a"] * N)), "'group' has the one level 'a'"),
+        (FRAME.assign(group=pd.Categorical(["a"] * N, ["a", "b"])), "has the one level 'a'"),
         (FRAME.assign(x=[1.0, "b"] * 20), "column 'x' is neither all numbers nor all texts"),
         (FRAME.assign(x=pd.Timestamp("2020-01-01")), "'x' is neither all numbers nor all texts: "
          "it has datetime64"),

@@ -291,7 +291,7 @@ def _typed(frame: pd.DataFrame, names: Iterable[str], levels: Collection[str]) -
 def _column(name: str, values: pd.Series) -> pd.Series:
     if isinstance(values.dtype, pd.CategoricalDtype):
         check_present(name, values.isna())
-        return values
+        return values.cat.remove_unused_categories()
     present = values.dropna()
     if len(present) and all(isinstance(value, str) for value in present):
         check_present(name, values.isna())
