@@ -369,3 +369,18 @@ def test_limits_judge() -> None:
     judged = [limits.judge(value) for value in (1.0, 1.01, 1.02, 1.05, 1.06, np.nan)]
     good, fair = [Verdict.PASSED] * 2, [Verdict.DOUBTFUL] * 2
     assert judged == [*good, *fair, Verdict.FAILED, Verdict.NOT_CHECKED]
+
+
+def test_a_number_beyond_a_limit_is_not_shown_as_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = honest().copy()
+    bad.attrs = {**honest().attrs, "pareto_k": 0.5004, "min_ess": 399.7}
+    weights, effective = check_posterior(model(), bad).checks[:2]
+    assert weights.text == "Pareto k of the importance weights is 0.51 (good to 0.5)"
+    assert "worth at least 399 independent ones (good from 400)" in effective.text
+    for value, shown in ((1.010003, "1.011"), (1.01, "1.010"), (1.0, "1.000")):
+        monkeypatch.setattr(checks.array_stats, "rhat", lambda *_, _value=value, **__: _value)
+        monkeypatch.setattr(checks.array_stats, "bfmi", lambda _, _value=value: _value - 0.710004)
+        chains, _, _, energy = check_posterior(model(), as_nuts(honest())).checks[:4]
+        assert f"is at most {shown} (good to 1.01)" in chains.text
+        assert chains.verdict is (Verdict.DOUBTFUL if shown == "1.011" else Verdict.PASSED)
+    assert "is 0.28 (good from 0.3)" in energy.text

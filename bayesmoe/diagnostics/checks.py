@@ -148,6 +148,11 @@ def _check(name: str, limits: _Limits, value: float, text: str) -> Check:
     return Check(name, limits.judge(value), abs(value), text)
 
 
+def _bound(value: float, digits: int, outwards: np.ufunc = np.ceil) -> str:
+    """Rounded away from what is good: a number beyond a limit is not shown as the limit."""
+    return f"{outwards(round(value * 10**digits, 6)) / 10**digits:.{digits}f}"
+
+
 def _missing(name: str, group: str) -> Check:
     text = f"no group {group!r} in the tree; add it with bayesmoe.sample_predictive"
     return Check(name, Verdict.NOT_CHECKED, np.nan, text)
@@ -184,7 +189,7 @@ def _chains(model: MoE, tree: DataTree) -> Check:
     value = float(np.max(rhat))
     if np.isnan(value):
         return Check("chains", Verdict.FAILED, value, "a chain never moved")
-    text = f"R-hat of quantities without labels is at most {value:.3f} (good to {RHAT.good})"
+    text = f"R-hat of quantities without labels is at most {_bound(value, 3)} (good to {RHAT.good})"
     modes = chain_modes(model, tree) if value > RHAT.fair else ()
     if len(modes) > 1:
         text += "; the chains are in different modes, so that their average is no posterior: "
@@ -206,6 +211,9 @@ def _effective(tree: DataTree) -> Check:
         least = float(np.min([bulk, tail]))
     text = f"the draws are worth at least {least:.0f} independent ones (good from {-ESS.good:.0f})"
     return _check(name, ESS, -least, text)
+    text = f"the draws are worth at least {_bound(least, 0, np.floor)} independent ones "
+    text += f"(good from {-ESS.good:.0f})"
+    return _check("effective draws", ESS, -least, text)
 
 
 def _divergences(tree: DataTree) -> Check:
@@ -219,18 +227,20 @@ def _energy(tree: DataTree) -> Check:
     if short := _too_short("energy", tree):
         return short
     least = float(np.min(array_stats.bfmi(tree["sample_stats"]["energy"].values)))
-    text = f"the energy's fraction of missing information is {least:.2f} (good from {-BFMI.good})"
+    text = f"the energy's fraction of missing information is {_bound(least, 2, np.floor)} "
+    text += f"(good from {-BFMI.good})"
     return _check("energy", BFMI, -least, text)
 
 
 def _weights(tree: DataTree) -> Check:
     k = float(tree.attrs["pareto_k"])
-    text = f"Pareto k of the importance weights is {k:.2f} (good to {PARETO_K.good})"
+    text = f"Pareto k of the importance weights is {_bound(k, 2)} (good to {PARETO_K.good})"
     check = _check("importance weights", PARETO_K, k, text)
     worth, taken = float(tree.attrs["min_ess"]), tree["sample_stats"]["lp"].size
     if check.verdict is not Verdict.PASSED or worth >= taken:
         return check
-    text += f", but the proposals are worth {worth:.0f} independent draws where {taken} are taken"
+    text += f", but the proposals are worth {_bound(worth, 0, np.floor)} independent draws where "
+    text += f"{taken} are taken"
     return check._replace(verdict=Verdict.DOUBTFUL, text=text)
 
 
