@@ -582,6 +582,12 @@ def test_five_starts_that_reach_the_best_agree(n_best: int, enough: bool) -> Non
     assert not agree(np.array(lost))
 
 
+def test_starts_without_a_maximum_agree_as_the_report_counts_them() -> None:
+    """Separated ends are as high as where each was stopped."""
+    assert agree(-100.0 - 1e-7 * np.arange(5))
+    assert not agree(-100.0 - 1e-3 * np.arange(5))
+
+
 @pytest.mark.slow
 def test_starts_go_on_until_some_agree_on_the_best() -> None:
     x, y = outcrop()

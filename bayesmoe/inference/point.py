@@ -31,11 +31,14 @@ from bayesmoe.core.priors import Prior
 from bayesmoe.core.scaling import Scaling
 from bayesmoe.core.validate import as_key
 from bayesmoe.inference import newton
-from bayesmoe.inference.climb import ALIKE, climb, climb_together, described
+from bayesmoe.inference.climb import climb, climb_together, described
 from bayesmoe.inference.cold_limit import bounded, can_run_cold, follow
 from bayesmoe.inference.domain import domain
 from bayesmoe.inference.outcome import Starts, Status, best_start, row
 from bayesmoe.inference.problem import N_STARTS, VARIANCE_FLOOR, Problem, prepare
+
+#: in units of log-likelihood: starts that end within it of each other reached the same height
+SAME = 1e-3
 
 # go on until some starts agree on the best, as long as that costs little
 _AGREEING, _MOST_STARTS = 5, 96
@@ -105,8 +108,8 @@ def fit_mle(
         A JAX key or an int; seeds the starts.
     n_starts
         How many `agnostic` starts; may be zero if ``starts`` are given. By default twelve, and
-        twelve more at a time until five have reached the best: 96 at most, and no more than
-        200 000 observations for all starts together.
+        twelve more at a time until five have reached the best, to within 0.001: 96 at most, and no
+        more than 200 000 observations for all starts together.
     starts
         Measures to start from in addition, tried first: one, or a batch.
     variance_floor
@@ -238,7 +241,7 @@ def most_starts(n_observations: int) -> int:
 def agree(heights: np.ndarray) -> bool:
     """Whether enough starts reached the best of the heights ``(S,)``."""
     best = np.max(heights[np.isfinite(heights)], initial=-np.inf)
-    return bool(np.sum(heights >= best - ALIKE * (1 + abs(best))) >= _AGREEING)
+    return bool(np.sum(heights >= best - SAME) >= _AGREEING)
 
 
 def _better(fit: Fit, other: Fit) -> Fit:

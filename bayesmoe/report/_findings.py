@@ -12,12 +12,11 @@ from bayesmoe.diagnostics.analysis import Analysis, posterior_summary
 from bayesmoe.diagnostics.chain_modes import chain_modes
 from bayesmoe.diagnostics.checks import RHAT, Check, Verdict
 from bayesmoe.inference.outcome import Status
-from bayesmoe.inference.point import Fit
+from bayesmoe.inference.point import SAME, Fit
 from bayesmoe.report._curves import responsibilities
 
-#: log-likelihood units: starts within the first ended at one optimum; optima within the second of
-#: the best are hardly told apart by the data
-SAME, CLOSE = 1e-3, 1.0
+#: log-likelihood units: optima within these of the best are hardly told apart by the data
+CLOSE = 1.0
 
 #: maxima, and heights that the likelihood only approaches
 STATIONARY = {

@@ -12,8 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, MaxNLocator, NullLocator
 
 from bayesmoe.inference.outcome import Status
-from bayesmoe.inference.point import Fit
-from bayesmoe.report._findings import CLOSE, SAME, STATIONARY
+from bayesmoe.inference.point import SAME, Fit
+from bayesmoe.report._findings import CLOSE, STATIONARY
 from bayesmoe.report._layout import Text, axes_at, key, legend, new_figure, spread_out
 from bayesmoe.report.style import (
     ESTIMATOR_COLOURS,
