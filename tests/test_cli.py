@@ -86,7 +86,7 @@ def table(tmp_path: Path) -> str:
         ),
         ({"prior": "flat"}, "the prior 'flat' is improper"),
         ({"prior": "strong"}, "unknown prior 'strong'; choose one of weak"),
-        ({"response": "z"}, "no column 'z'; its columns: x, y"),
+        ({"response": "z"}, "no column 'z'; name one of its columns: 'x', 'y'"),
         ({"covariate": "z"}, "no column 'z'"),
     ],
 )

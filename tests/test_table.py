@@ -51,7 +51,7 @@ def test_the_data_sets_ship(name: str, rows: int) -> None:
 @pytest.mark.parametrize(
     ("text", "arguments", "message"),
     [
-        ("x,y\n1,2\n3,4\n", ("z",), r"no column 'z'; its columns: x, y"),
+        ("x,y\n1,2\n3,4\n", ("z",), r"no column 'z'; name one of its columns: 'x', 'y'"),
         ("x,y\n1,2\n3,4\n", ("y", ["z"]), r"no column 'z'"),
         ("x,y\n1,2\n3,4\n", ("y", ["y"]), r"'y' is the response and a covariate"),
         ("x,y\n1,2\n3,4\n", ("y", ["x", "x"]), r"named twice: x, x"),
@@ -80,8 +80,17 @@ def test_the_data_sets_ship(name: str, rows: int) -> None:
         ),
         (f"x,y\n{2**60},1\n{2**60},2\n", ("y",), r"'x' has the one distinct value 1.15"),
         ("x,y\n", ("y",), r"has a header but no rows"),
-        ("", ("y",), r"cannot be read as CSV"),
-        ("x,y\n1,2\n1,2,3,4\n", ("y",), r"cannot be read as CSV"),
+        ("", ("y",), r"cannot be read as CSV: No columns to parse from file"),
+        (
+            "x,y\n1,2\n1,2,3,4\n",
+            ("y",),
+            r"CSV: line 3 has 4 values, but the lines before have 2; .*R",
+        ),
+        ('x,y\n"1,2\n3,4\n', ("y",), r"CSV: a quotation mark is never closed; close it"),
+        ("x, y\n1,2\n3,4\n", ("y",), r"no column 'y'; name one of its columns: 'x', ' y'"),
+        ("x;y\n1;2\n3;4\n", ("y",), r"no comma in its header, 'x;y'; write it with commas"),
+        ("x;y\n0,1;0,2\n3;4\n", ("y",), r"no comma in its header, 'x;y'; .* with decimal points"),
+        ("x\ty\n1\t2\n3\t4\n", ("y",), r"no comma in its header, 'x\\ty'; write it with commas"),
     ],
 )
 def test_bad_tables_are_refused(
@@ -89,6 +98,14 @@ def test_bad_tables_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         read_table(write(tmp_path, text), *arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_other_encodings_are_refused(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "data.csv"
+    path.write_bytes("größe,y\n1,2\n3,4\n".encode(encoding))
+    with pytest.raises(ValueError, match=r"data\.csv is not encoded as UTF-8; save it as UTF-8$"):
+        read_table(str(path), "y")
 
 
 HOLES = "x,y,z,note\n1,2,,a\nNA,2,1,b\n3, ,2,c\n4,5,3,\n5,7,nan,d\n6,1,4,e\n"
@@ -130,7 +147,7 @@ def test_a_missing_file_names_the_data_sets_there_are() -> None:
 def test_a_binary_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "data.csv"
     path.write_bytes(b"\xff\xfe\x00\x01" * 50)
-    with pytest.raises(ValueError, match="cannot be read as CSV"):
+    with pytest.raises(ValueError, match="is not encoded as UTF-8"):
         read_table(str(path), "y")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -103,9 +104,8 @@ def make_table(
     chosen = list(covariates) or [name for name in frame.columns if name != response]
     for name in (response, *chosen):
         if name not in frame.columns:
-            raise ValueError(
-                f"{source} has no column {name!r}; its columns: {', '.join(frame.columns)}"
-            )
+            known = ", ".join(map(repr, frame.columns))
+            raise ValueError(f"{source} has no column {name!r}; name one of its columns: {known}")
     if response in chosen:
         raise ValueError(f"{response!r} is the response and a covariate; name other covariates")
     if len(set(chosen)) < len(chosen):
@@ -136,14 +136,21 @@ def read_texts(source: str) -> pd.DataFrame:
     if path.suffix.lower() in _PARQUET and path.exists():
         return _checked_rows(_texts(read_parquet(path)), source)
     try:
-        # header=None, so that pandas does not rename columns that occur twice
-        raw = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        raw = _read_csv(path)
     except FileNotFoundError:
         raise ValueError(
             f"there is no file {source!r}; shipped data sets: {', '.join(shipped_data_sets())}"
         ) from None
-    except (OSError, ValueError) as error:  # pandas' parser and decoding errors are ValueErrors
+    except UnicodeDecodeError:
+        raise ValueError(f"{source} is not encoded as UTF-8; save it as UTF-8") from None
+    except pd.errors.ParserError as error:
+        _check_commas(_read_csv(path, nrows=1), source)
+        raise ValueError(f"{source} cannot be read as CSV: {_fault(str(error))}") from None
+    except OSError as error:
+        raise ValueError(f"{source} cannot be read: {error.strerror or error}") from None
+    except ValueError as error:
         raise ValueError(f"{source} cannot be read as CSV: {error}") from None
+    _check_commas(raw, source)
     names = raw.iloc[0]
     if names.duplicated().any():
         raise ValueError(
@@ -151,6 +158,36 @@ def read_texts(source: str) -> pd.DataFrame:
         )
     rows = raw.iloc[1:].reset_index(drop=True).set_axis(names.tolist(), axis=1)
     return _checked_rows(rows, source)
+
+
+def _read_csv(path: Path, nrows: int | None = None) -> pd.DataFrame:
+    """Texts, the header among the rows, so that pandas does not rename columns that occur twice."""
+    return pd.read_csv(
+        path, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig", nrows=nrows
+    )
+
+
+def _check_commas(raw: pd.DataFrame, source: str) -> None:
+    """Raise ValueError if the header is one name with semicolons or tabs in it."""
+    header = str(raw.iloc[0, 0])
+    if raw.shape[1] == 1 and (";" in header or "\t" in header):
+        raise ValueError(
+            f"{source} has no comma in its header, {header!r}; write it with commas between "
+            "values, and with decimal points"
+        )
+
+
+def _fault(text: str) -> str:
+    """What is wrong with a CSV file, and the mend, out of the words of pandas' parser."""
+    rows = re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", text)
+    if rows:
+        return (
+            f"line {rows[2]} has {rows[3]} values, but the lines before have {rows[1]}; give every "
+            "row as many values as the header has names (in R, row.names = FALSE)"
+        )
+    if "EOF inside string" in text:
+        return "a quotation mark is never closed; close it, or leave it out"
+    return text.rpartition("C error: ")[2]
 
 
 def _checked_rows(frame: pd.DataFrame, source: str) -> pd.DataFrame:
