@@ -5,14 +5,12 @@ Errors of the user are one line on stderr and exit status 2, before anything is 
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from bayesmoe.cli_common import Out, read_data, user_errors, write_errors
+from bayesmoe.cli_common import Out, interruptible, read_data, user_errors, write_errors
 from bayesmoe.cli_gallery import gallery
 from bayesmoe.cli_study import study
 from bayesmoe.core.model import MoE
@@ -98,6 +96,7 @@ TopK = Annotated[int | None, typer.Option("--top-k", help="Of the gate top_k_spa
 
 
 @app.command()
+@interruptible()
 def fit(
     data: Data,
     gate: GateName,
@@ -158,6 +157,7 @@ def fit(
 
 
 @app.command()
+@interruptible()
 def compare(
     data: Data,
     gates: Annotated[str, typer.Option(help=f"Some of {', '.join(GATES)}, commas between.")],
@@ -231,6 +231,7 @@ def report(
 
 
 @app.command()
+@interruptible()
 def identify(
     gate: GateName,
     experts: Experts,
@@ -282,8 +283,4 @@ def _truth(name: str, gate: str, options: dict[str, Any]) -> Scenario:
 
 def main() -> None:
     """The entry point."""
-    try:
-        app()
-    except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; repeat the command to go on")
-        sys.exit(130)
+    app()

@@ -15,6 +15,8 @@ from bayesmoe.data.formula import Design, make_design
 from bayesmoe.data.table import Axis, Table, make_table, read_texts
 from bayesmoe.diagnostics.requests import NO_COVARIATE
 
+INTERRUPTED = 130  # exit status
+
 Out = Annotated[Path, typer.Option("--out", help="Directory for the results.")]
 
 
@@ -26,6 +28,16 @@ def user_errors() -> Iterator[None]:
     except ValueError as error:
         say_error(error)
         raise typer.Exit(2) from None
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C is one line on stderr and exit status 130, where results are written at the end."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("interrupted; nothing was written", err=True)
+        raise typer.Exit(INTERRUPTED) from None
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import typer
 
-from bayesmoe.cli_common import Out, user_errors, write_errors
+from bayesmoe.cli_common import Out, interruptible, user_errors, write_errors
 from bayesmoe.report.files import check_new, write_gallery
 from bayesmoe.report.gallery import PLAN, compute, draw
 from bayesmoe.report.terminal import StudyProgress, print_failures
@@ -18,6 +18,7 @@ from bayesmoe.study.results import failures
 from bayesmoe.study.store import Store
 
 
+@interruptible()
 def gallery(out: Out) -> None:
     """Draw every figure, from the study "quick" and shipped data: a quarter of an hour."""
     with user_errors():

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from bayesmoe.cli_common import Out, say_error, user_errors
+from bayesmoe.cli_common import INTERRUPTED, Out, say_error, user_errors
 from bayesmoe.report.files import write_study
 from bayesmoe.report.terminal import (
     StudyProgress,
@@ -36,8 +36,6 @@ from bayesmoe.study.store import Store, WriteError, check_directory
 from bayesmoe.study.stored import Stored, StoreError
 
 study = typer.Typer(help="Convergence studies.", no_args_is_help=True)
-
-_INTERRUPTED = 130
 
 _PLAN_HELP = "A preset (quick, standard, paper, lineage) or a TOML file."
 PlanName = Annotated[str, typer.Argument(help=_PLAN_HELP)]
@@ -88,7 +86,7 @@ def run(
     if left:
         print_failures({cell: store.failure(cell) for cell in sorted(store.failed())})
         typer.echo(f"left to compute: {left} cells; go on with the same command")
-        raise typer.Exit(_INTERRUPTED if stop.interrupted else 0)
+        raise typer.Exit(INTERRUPTED if stop.interrupted else 0)
     print_study(outputs.results, outputs.slopes, outputs.counts)
     print_failures(failed := failures(outputs.results))
     typer.echo(f"report: {page}")
@@ -164,7 +162,7 @@ class _Stop:
     def interrupt(self, *_: object) -> None:
         """Handle a signal: first finish what was begun, then leave at once."""
         if self.interrupted:
-            os._exit(_INTERRUPTED)  # threads cannot be ended; the store may be left at any moment
+            os._exit(INTERRUPTED)  # threads cannot be ended; the store may be left at any moment
         self.interrupted = True
         self.event.set()
         typer.echo("interrupted: cells begun are finished; press Ctrl-C again to leave", err=True)

@@ -172,6 +172,21 @@ def test_a_disk_that_fills_up_is_one_line_and_exit_1(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["table.csv"]
 
 
+@pytest.mark.parametrize("where", ["analyse", "write_analysis"])
+def test_a_fit_that_is_interrupted_says_so_in_one_line(
+    table: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bayesmoe.cli.analyse", lambda *_, **__: None)
+    monkeypatch.setattr(f"bayesmoe.cli.{where}", interrupted)
+    result = CliRunner().invoke(app, [*fit_arguments(table), "--out", str(tmp_path / "out")])
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert result.stderr.splitlines()[-1] == "interrupted; nothing was written"
+    assert [path.name for path in tmp_path.iterdir()] == ["table.csv"]
+
+
 @pytest.mark.parametrize(
     ("plan", "words"),
     [
