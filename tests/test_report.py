@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import tempfile
+import warnings
 import xml.etree.ElementTree as ET
 import zlib
 from html.parser import HTMLParser
@@ -43,6 +44,7 @@ from bayesmoe.report.style import (
     plain,
     rate_math,
     size_text,
+    style,
 )
 from bayesmoe.report.terminal import print_study
 from bayesmoe.study.columns import LOSSES, Arrays
@@ -1058,3 +1060,16 @@ def test_starts_near_the_truth_are_a_warning_beside_the_answer(study: Study, pag
     near = study.results.assign_attrs(starts="near_truth")
     warned = render_study(near, study.slopes, study.counts, {})
     assert warned.index("no evidence of convergence") < warned.index('id="figures"')
+
+
+def test_letters_that_the_font_lacks_come_from_others_that_are_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("bayesmoe.report.style._FALLBACKS", ("No such font", "STIXGeneral"))
+    with style():
+        figure = Figure(figsize=(1, 1))
+        figure.text(0, 0.5, "x \u1d81")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of glyphs that are missing
+        report.save(figure, tmp_path / "drawn")
+    assert not caplog.records, "of fonts that are missing"

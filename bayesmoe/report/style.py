@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.font_manager import fontManager
 from matplotlib.lines import TICKDOWN, TICKLEFT, Line2D  # type: ignore[attr-defined]
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 from numpy.typing import ArrayLike
@@ -81,8 +82,14 @@ _SPARE_MARKERS = "PXph*"
 #: the same shapes as characters
 MARKER_TEXTS = dict(zip("os^v<>DdPXph*", "●■▲▼◀▶◆♦✚✖⬟⬢★", strict=True))
 
+_FAMILY = "DejaVu Sans"  # shipped with matplotlib: the same everywhere
+# for letters that it lacks, as Chinese ones, where one of these is installed
+_FALLBACKS = (
+    "Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "Hiragino Sans GB",
+    "Arial Unicode MS", "Microsoft YaHei", "Malgun Gothic", "Noto Sans Devanagari",
+)  # fmt: skip
+
 _RC: dict[str, Any] = {
-    "font.family": "DejaVu Sans",  # shipped with matplotlib: the same everywhere
     "font.size": 8.0,
     "axes.titlesize": 9.0,
     "axes.labelsize": 9.0,
@@ -121,8 +128,14 @@ def style() -> Iterator[None]:
     """The house style, from matplotlib's defaults and not the user's settings, while it lasts."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_RC)
+        matplotlib.rcParams.update(_RC | {"font.family": _families()})
         yield
+
+
+def _families() -> list[str]:
+    """Families of fonts, the first first; matplotlib would warn of those that are not installed."""
+    installed = {font.name for font in fontManager.ttflist}
+    return [_FAMILY, *(name for name in _FALLBACKS if name in installed)]
 
 
 def gate_markers(gates: Sequence[str]) -> dict[str, str]:
