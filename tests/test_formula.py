@@ -337,6 +337,21 @@ def test_columns_named_as_terms_are_not_taken_for_them() -> None:
     np.testing.assert_array_equal(bm.design("y ~ Intercept", frame).x["Intercept"], Z)
 
 
+@pytest.mark.parametrize(
+    ("formula", "name"),
+    [
+        ("y ~ log(`lambda`)", "lambda"),
+        ("y ~ I(lambda**2)", "lambda"),
+        ("y ~ x + exp(`None`)", "None"),
+    ],
+)
+def test_a_keyword_within_a_function_is_named(formula: str, name: str) -> None:
+    frame = FRAME.assign(**{name: X})
+    with pytest.raises(FormulaError, match=rf"column '{name}' within a function, .*; rename the c"):
+        bm.design(formula, frame)
+    assert list(bm.design(f"y ~ `{name}`", frame).x.columns) == [name]
+
+
 def test_columns_that_no_formula_uses_may_be_bad() -> None:
     frame = FRAME.assign(z=np.nan, year=pd.Timestamp("2020-01-01"))
     pd.testing.assert_frame_equal(bm.design("y ~ x", frame).x, FRAME[["x"]])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ast
+import keyword
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -101,8 +102,20 @@ def _parse(which: str, text: Any, columns: Sequence[str]) -> Any:
         return formulaic.Formula.from_spec(text, context=context)
     except FormulaError:
         raise
+    except SyntaxError as error:  # of Python, within a function
+        _check_words(f"the {which} {text!r}", set(re.findall(r"\w+", text)) & set(columns))
+        raise FormulaError(f"the {which} {text!r} cannot be read: {error.msg}") from error
     except Exception as error:  # what fails first in formulaic depends on the text alone
         raise FormulaError(f"the {which} {text!r} cannot be read: {reason(error)}") from error
+
+
+def _check_words(where: str, columns: Iterable[str]) -> None:
+    """Refuse columns within a function that have the name of a keyword: Python reads that."""
+    for name in filter(keyword.iskeyword, columns):
+        raise FormulaError(
+            f"{where} has the column {name!r} within a function, where it is a keyword of Python; "
+            "rename the column"
+        )
 
 
 def _check_powers(text: str, tree: Any) -> None:
@@ -210,7 +223,9 @@ class _Expression(ast.NodeVisitor):
         from formulaic.utils.code import sanitize_variable_names
 
         try:
-            return ast.parse(sanitize_variable_names(text, {}, self.aliases), mode="eval")
+            sanitised = sanitize_variable_names(text, {}, self.aliases)
+            _check_words(self.where, self.aliases.values())
+            return ast.parse(sanitised, mode="eval")
         except SyntaxError as error:
             raise FormulaError(f"{self.where} cannot be read at {text}: {error.msg}") from None
 
