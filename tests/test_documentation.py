@@ -74,3 +74,15 @@ def test_the_manual_builds_without_warnings(tmp_path: Path) -> None:
     )
     assert built.returncode == 0, built.stderr
     assert (tmp_path / "guide" / "posteriors.html").exists()
+
+
+def test_no_two_commands_write_to_one_directory() -> None:
+    """Only a study's commands, on one page, go on where another stopped."""
+    found = []
+    for page in (ROOT / "README.md", *GUIDES):
+        commands = "".join(blocks(page, "sh")).replace("\\\n", " ")
+        written = re.findall(r"bayesmoe (\w+ \w+).* --out (\S+)", commands)
+        found += {(page, out) if what.startswith("study") else (what, out) for what, out in written}
+    outs = [out for _, out in found]
+    assert len(outs) > 8
+    assert len(set(outs)) == len(outs)
