@@ -27,8 +27,8 @@ from bayesmoe.inference.nuts import sample_chains
 from bayesmoe.inference.posterior import check_proper
 from bayesmoe.inference.problem import mean_objective
 from bayesmoe.inference.target import Target
-from bayesmoe.models.activation_dense_to_sparse import ActivationDenseToSparse
 from bayesmoe.models import DenseToSparse
+from bayesmoe.models.activation_dense_to_sparse import ActivationDenseToSparse
 
 # every kind of interval: lines, half-lines either way, positive half-lines and their parts, boxes
 BOUNDED = Prior(

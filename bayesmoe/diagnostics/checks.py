@@ -209,11 +209,9 @@ def _effective(tree: DataTree) -> Check:
             bulk = array_stats.ess(quantities, **axes, method="bulk")
             tail = array_stats.ess(quantities, **axes, method="tail", prob=(0.05, 0.95))
         least = float(np.min([bulk, tail]))
-    text = f"the draws are worth at least {least:.0f} independent ones (good from {-ESS.good:.0f})"
-    return _check(name, ESS, -least, text)
     text = f"the draws are worth at least {_bound(least, 0, np.floor)} independent ones "
     text += f"(good from {-ESS.good:.0f})"
-    return _check("effective draws", ESS, -least, text)
+    return _check(name, ESS, -least, text)
 
 
 def _divergences(tree: DataTree) -> Check:
