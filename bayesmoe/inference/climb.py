@@ -162,7 +162,7 @@ def described(
     no = np.zeros(len(points), bool)
     at_least, where = no, domain(layout, prior, problem.lower)
     if can_run_cold(layout.gate):  # a temperature that presses on the least of all
-        at_floor = optima.at_bound & where.at_floor(points)
+        at_floor = np.asarray(optima.at_bound) & where.at_floor(points)
         at_least = at_floor[:, layout.n_gate - 1]
     on_edge = np.any(np.logical_or(*where.on_bounds(points)), axis=1)
     gates = GateState(no, no)

@@ -92,11 +92,11 @@ class Domain(NamedTuple):
         inside = self.box.clip(scaled(self.layout, coordinates, self.powers))
         return jnp.asarray(scaled(self.layout, inside, -self.powers))
 
-    def end(self, points: np.ndarray) -> np.ndarray:
-        """Identifiable coordinates of points of the search, ``(S, p)``."""
-        return np.asarray(scaled(self.layout, points, -self.powers)) if self.bounded else points
+    def end(self, points: Any) -> Any:
+        """Identifiable coordinates of points of the search, ``(S, p)``, as NumPy's or JAX's."""
+        return scaled(self.layout, points, -self.powers)
 
-    def on_bounds(self, coordinates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def on_bounds(self, coordinates: Array | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Which identifiable coordinates ``(..., p)`` rest on the prior's lower and upper bounds.
 
         A floor as high as the prior's bound is taken for a floor.
@@ -105,7 +105,7 @@ class Domain(NamedTuple):
         alone = self.lower > np.asarray(self.floor) + _EDGE
         return alone & _near(points, self.lower), _near(points, self.upper)
 
-    def at_floor(self, coordinates: np.ndarray) -> np.ndarray:
+    def at_floor(self, coordinates: Array | np.ndarray) -> np.ndarray:
         """Which of the coordinates ``(..., p)`` rest on their floor."""
         return _near(coordinates, np.asarray(self.floor))
 

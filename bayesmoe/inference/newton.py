@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from bayesmoe.core.hessian import Evaluation
@@ -55,8 +56,8 @@ class Box(NamedTuple):
         the box is made anew with what leaves it set down on its bound.
     """
 
-    lower: Array
-    upper: Array | None = None
+    lower: Array | np.ndarray
+    upper: Array | np.ndarray | None = None
 
     def clip(self, point: Array) -> Array:
         """The nearest point of the box."""
