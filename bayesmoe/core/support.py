@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import constraints
 
@@ -64,7 +65,9 @@ def supports(gate: Gate, prior: Prior) -> dict[str, tuple[float, float]]:
 
 
 def _interval(name: str, distribution: Any) -> tuple[float, float]:
-    support = getattr(distribution.support, "base_constraint", distribution.support)
+    support = distribution.support
+    if isinstance(distribution, dist.ImproperUniform):
+        support = support.base_constraint
     lower = getattr(support, "lower_bound", -np.inf)
     upper = getattr(support, "upper_bound", np.inf)
     bounded = np.isfinite(lower) or np.isfinite(upper)
