@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
+import xarray as xr
 from xarray import DataTree
 
 import bayesmoe as bm
 from bayesmoe.diagnostics import checks
-from bayesmoe.diagnostics.checks import Check, Checks, Verdict, check_posterior
+from bayesmoe.diagnostics.checks import Check, Checks, Verdict, check_posterior, power_scaling
 from bayesmoe.diagnostics.left_out import groups_by
 
 N, SHAPE = 300, (4, 250)
@@ -240,6 +241,19 @@ def test_mass_in_other_modes_is_told() -> None:
     assert check.text.startswith("3 modes were found, between which chains leap; 1% of the mass")
     tree.attrs["method"] = "laplace"
     assert found(check_posterior(model(), tree), "modes").verdict is Verdict.PASSED
+
+
+def test_a_uniform_prior_moves_nothing() -> None:
+    """More or less of it is the same prior, whose density does not vary over the draws."""
+    tree = whole().copy()
+    usual = power_scaling(model().gate, tree)
+    constant = xr.full_like(tree["log_prior"].to_dataset(), 0.1)
+    tree["log_prior"] = DataTree(constant * (1 + 1e-15 * np.arange(SHAPE[1])))
+    table = power_scaling(model().gate, tree)
+    assert (table["prior"] == 0).all()
+    pd.testing.assert_series_equal(table["likelihood"], usual["likelihood"])
+    check = found(check_posterior(model(), tree), "prior sensitivity")
+    assert (check.verdict, check.value) == (Verdict.PASSED, 0.0)
 
 
 def test_masses_that_are_not_known_are_not_judged() -> None:

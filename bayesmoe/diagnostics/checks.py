@@ -28,6 +28,7 @@ from bayesmoe.diagnostics.mixing import watched
 from bayesmoe.diagnostics.posterior import check_tree, tree_selection
 
 _MOST_LISTED = 4  # parameters named in a sentence
+_CONSTANT = 1e-12  # relative, of a log density that varies by rounding alone
 _LEAST_LENGTH = 4  # draws of a chain, of which R-hat compares the halves
 
 #: the names of the checks of calibration in groups of rows, and of influential rows
@@ -362,14 +363,27 @@ def power_scaling(gate: Gate, tree: DataTree) -> pd.DataFrame:
         for i, values in enumerate(draws.to_numpy().T)
     }
     named["posterior"] = DataTree(xr.Dataset(columns))
+    table = _sensitivities(named)
+    return table.set_axis([str(draws.columns[int(number)]) for number in table.index])
+
+
+def _sensitivities(tree: DataTree) -> pd.DataFrame:
+    log_prior = np.sum(
+        [block.to_numpy() for block in tree["log_prior"].to_dataset().values()], axis=0
+    )
+    if np.ptp(log_prior) <= _CONSTANT * np.max(np.abs(log_prior)):
+        # more or less of a uniform prior is the same prior: ArviZ wants its logarithm to vary
+        of_likelihood = arviz_stats.psense(tree, group="likelihood")
+        values = pd.Series({name: float(value) for name, value in of_likelihood.items()})
+        return pd.DataFrame({"prior": 0.0, "likelihood": values.round(6), "diagnosis": "✓"})
     log = logging.getLogger("arviz_stats")
     level = log.level
     log.setLevel(logging.ERROR)  # it warns of what is reported here
     try:
-        table: pd.DataFrame = arviz_stats.psense_summary(named, round_to=6)
+        table: pd.DataFrame = arviz_stats.psense_summary(tree, round_to=6)
     finally:
         log.setLevel(level)
-    return table.set_axis([str(draws.columns[int(number)]) for number in table.index])
+    return table
 
 
 def _labels(table: pd.DataFrame, diagnosis: str) -> list[str]:
