@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.scipy.linalg import solve_triangular
 from numpyro.infer.hmc import HMCState
 
 from bayesmoe.core.observations import Data, sum_over_chunks
@@ -43,13 +44,12 @@ class Experts(NamedTuple):
     ----------
     centre
         Shape ``(q,)``.
-    directions, curvature
-        Along which the density falls, columns of ``(q, q)``, and how fast, ``(q,)``.
+    root
+        The lower triangular root of the curvature, ``(q, q)``.
     """
 
     centre: Array
-    directions: Array
-    curvature: Array
+    root: Array
 
     @classmethod
     def given(cls, target: Target, data: Data, gate: Array) -> Experts:
@@ -62,20 +62,22 @@ class Experts(NamedTuple):
         curvature, directions = jnp.linalg.eigh(-local.hessian[g:, g:])
         curvature = jnp.maximum(jnp.abs(curvature), LEAST_CURVATURE)
         step = directions @ ((directions.T @ local.gradient[g:]) / curvature)
-        return cls(start[g:] + step, directions, curvature)
+        # the triangular root is unique, unlike eigenvectors, and alike for gates that are
+        root = jnp.linalg.cholesky((directions * curvature) @ directions.T)
+        return cls(start[g:] + step, root)
 
     @property
     def log_volume(self) -> Array:
         """The log determinant of `place`'s derivative."""
-        return -0.5 * jnp.sum(jnp.log(self.curvature))
+        return -jnp.sum(jnp.log(jnp.diagonal(self.root)))
 
     def place(self, z: Array) -> Array:
         """Experts at whitened coordinates z, both of shape ``(q,)``."""
-        return self.centre + self.directions @ (z / jnp.sqrt(self.curvature))
+        return self.centre + solve_triangular(self.root.T, z)
 
     def whiten(self, experts: Array) -> Array:
         """The inverse of `place`."""
-        return (self.directions.T @ (experts - self.centre)) * jnp.sqrt(self.curvature)
+        return self.root.T @ (experts - self.centre)
 
     def draw(self, key: Array) -> Array:
         """Experts ``(q,)``."""
