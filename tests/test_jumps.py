@@ -13,6 +13,7 @@ import scipy.stats
 from oracles import Floats
 
 import bayesmoe as bm
+from bayesmoe.inference import jumps
 from bayesmoe.inference.jumps import GivenGate
 from bayesmoe.inference.posterior import Posterior, make_posterior
 
@@ -91,6 +92,40 @@ def test_laws_of_the_experts_tell_what_is_known_given_a_gate() -> None:
     prior = [scipy.stats.norm(0, 3).logpdf((place[j - 1] + place[j]) / 2) for j in at]
     apart = np.array(evidence) - prior - exact[at]
     np.testing.assert_allclose(apart - apart[0], 0.0, atol=0.1)
+
+
+def test_steps_to_other_experts_keep_to_their_posterior(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under one gate they are as wide as weighted draws from the law say, which is wider itself."""
+    monkeypatch.setattr(jumps, "_FAR_SIZES", (1e-9, 1e-9))
+    found = posterior(*three_levels(0.1))
+    space, gate = GivenGate(found.target, found.data), jnp.array([1.0, 0.5])
+
+    @jax.jit
+    def walk(keys: jax.Array) -> jax.Array:
+        held = space._held(gate)
+        centre = held.law.centre
+        first = jumps._Place(held, centre, space._log_density(gate, centre))
+
+        def step(place: jumps._Place, key: jax.Array) -> tuple[jumps._Place, jax.Array]:
+            place = space._refit(place, key)
+            return place, place.experts
+
+        return jax.lax.scan(step, first, keys)[1]
+
+    @jax.jit
+    def weigh(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+        law = space._held(gate).law
+        draws = jax.vmap(law.draw)(keys)
+        density = jax.vmap(lambda one: space._log_density(gate, one) - law.log_density(one))
+        return draws, density(draws)
+
+    walked = np.asarray(walk(jax.random.split(jax.random.key(0), 4000)))
+    draws, log_weights = (np.asarray(v) for v in weigh(jax.random.split(jax.random.key(1), 20000)))
+    weights = scipy.special.softmax(log_weights)
+    mean = weights @ draws
+    deviation = np.sqrt(weights @ (draws - mean) ** 2)
+    np.testing.assert_allclose(walked.std(axis=0), deviation, rtol=0.1)
+    np.testing.assert_allclose((walked.mean(axis=0) - mean) / deviation, 0.0, atol=0.1)
 
 
 def test_whitened_coordinates_of_experts_are_their_own_inverse() -> None:
