@@ -153,6 +153,7 @@ def test_what_cannot_be_annealed_is_refused(
         bm.anneal(bm.moe(gate, k, prior), *data("sigmoid"), temperatures=temperatures)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("label", ["dense_to_sparse"])
 def test_under_a_prior_with_bounds_the_path_stays_within_them(label: str) -> None:
     """Those of β1 are met at one temperature and not at another."""

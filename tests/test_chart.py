@@ -106,6 +106,7 @@ def test_powers_are_the_share_that_data_tell() -> None:
     np.testing.assert_allclose(found, expected, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_powers_follow_the_sample_size() -> None:
     found = [
         float(make_charts(one.target, one.modes.u, one.modes.whitening).powers[0, 0])

@@ -78,6 +78,7 @@ def test_programs_are_optimised_in_full_for_many_observations(
         assert total(2, data) == ("quickly" if quickly else 2 * n)
 
 
+@pytest.mark.slow
 def test_sums_of_many_chunks_and_points_at_once(
     sample: tuple[np.ndarray, np.ndarray], as_accelerator: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

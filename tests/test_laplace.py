@@ -90,6 +90,7 @@ def test_one_expert_has_the_posterior_of_a_regression() -> None:
     assert (attributes["n_modes"], attributes["mode_weight"]) == (1, 1.0)
 
 
+@pytest.mark.slow
 def test_arviz_reads_the_tree() -> None:
     elpd = arviz_stats.loo(one_expert())
     law = scipy.stats.norm(np.polyval(np.polyfit(*line(), 1), line()[0]), 0.65)
@@ -299,6 +300,7 @@ def test_where_the_density_jumps_chains_start_apart() -> None:
     assert spread_out(layout, modes, 6).tolist() == [0, 2, 4, 1, 0, 2]
 
 
+@pytest.mark.slow
 def test_modes_are_sought_under_every_reference() -> None:
     """A linear gate's likelihood does not know its reference: nor may what is found hang on it.
 

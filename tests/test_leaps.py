@@ -75,6 +75,7 @@ def errors(draws: np.ndarray, expected: float) -> float:
     return float(abs(draws.mean() - expected) / (draws.std() / np.sqrt(ess)))
 
 
+@pytest.mark.slow
 def test_masses_and_widths_do_not_depend_on_the_mixture() -> None:
     """Four standard errors: one true program in 5000 fails. The mixture has both of them wrong."""
     charts = Chart(
@@ -114,6 +115,7 @@ def test_charts_of_several_laws_leave_a_known_density_as_it_is() -> None:
         assert scipy.stats.kstest(uniform, "uniform").pvalue > 1e-4, name
 
 
+@pytest.mark.slow
 @settings(max_examples=20)
 @given(st.integers(0, 1000), st.sampled_from([1, 2, 7]))  # every number compiles anew
 def test_places_in_a_chart_and_shares_of_laws(seed: int, m: int) -> None:

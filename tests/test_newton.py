@@ -145,6 +145,7 @@ def _as_least_squares(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndar
     return root, np.linalg.solve(root.T, b)
 
 
+@pytest.mark.slow
 def test_a_runaway_within_bounds_goes_to_the_bound() -> None:
     def tail(x: jax.Array) -> jax.Array:
         return -jnp.log1p(jnp.exp(-x[0])) - (x[1] - 1.0) ** 2

@@ -495,6 +495,7 @@ def test_a_prior_without_a_map_is_refused_before_computing(
         fit_map(bm.moe("softmax", 2, prior), *in_groups())
 
 
+@pytest.mark.slow
 def test_a_posterior_starts_from_a_map_on_the_edge() -> None:
     case = BoundedCase("several")
     fit = fit_map(case.model, case.x, case.y, key=1)

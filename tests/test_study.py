@@ -480,6 +480,7 @@ def test_any_executor_will_do(tmp_path: Path) -> None:
         assert store.finished() == set(plan.cells())
 
 
+@pytest.mark.slow
 def test_near_truth_starts_know_the_truth_alone() -> None:
     plan = PLAN.model_copy(
         update={"starts": "near_truth", "estimators": ["mle", "map"], "kept_draws": 0}

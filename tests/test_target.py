@@ -236,6 +236,7 @@ class Untempered(DenseToSparse):
     intercept_per_temperature = False
 
 
+@pytest.mark.slow
 def test_bounds_of_an_intercept_over_the_temperature_move_with_it() -> None:
     law = dataclasses.replace(TEMPERED, gate_intercept=dist.Uniform(-1.0, 0.5))
     target = Target(Layout(Untempered(), 3, 1), law)
@@ -307,6 +308,7 @@ def test_gradient_and_hessian_agree_with_finite_differences(label: str, prior: s
     np.testing.assert_allclose(result.hessian, bends, atol=1e-8 * scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jacobian", [None, 0.0, 1.0])
 @pytest.mark.parametrize("label", ["softmax", "sigmoid"])
 def test_what_map_and_modes_maximise(label: str, jacobian: float | None) -> None:

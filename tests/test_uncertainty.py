@@ -412,6 +412,7 @@ def test_a_parameter_on_a_bound_of_its_prior_is_held() -> None:
     np.testing.assert_allclose(np.delete(errors, at), want, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_bound_that_moves_with_the_temperature_has_no_errors() -> None:
     x, y = standard_sample("lambda", "dense_to_sparse")
     prior = dataclasses.replace(model("dense_to_sparse").prior, gate_slope=dist.Uniform(-1.0, 1.0))
