@@ -187,6 +187,7 @@ def test_proposals_have_the_density_they_are_drawn_from() -> None:
     assert abs(weights.mean() - 1) < 5 * error
 
 
+@pytest.mark.slow
 def test_a_mixture_has_a_law_in_each_chart() -> None:
     target, modes = posterior(120).target, posterior(120).modes
     two = Modes(*(np.stack([block[0]] * 2) for block in modes[:2]), np.log([3.0, 1.0]))

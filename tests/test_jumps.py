@@ -96,6 +96,7 @@ def test_laws_of_the_experts_tell_what_is_known_given_a_gate() -> None:
     np.testing.assert_allclose(apart - apart[0], 0.0, atol=0.1)
 
 
+@pytest.mark.slow
 def test_steps_to_other_experts_keep_to_their_posterior(monkeypatch: pytest.MonkeyPatch) -> None:
     """Under one gate they are as wide as weighted draws from the law say, which is wider itself."""
     monkeypatch.setattr(jumps, "_FAR_SIZES", (1e-9, 1e-9))
@@ -129,6 +130,7 @@ def test_steps_to_other_experts_keep_to_their_posterior(monkeypatch: pytest.Monk
     np.testing.assert_allclose((walked.mean(axis=0) - mean) / deviation, 0.0, atol=0.1)
 
 
+@pytest.mark.slow
 def test_whitened_coordinates_of_experts_are_their_own_inverse() -> None:
     space = given_gate(*three_levels(0.1))
     u = jnp.asarray(np.random.default_rng(0).normal(size=space.target.layout.size))

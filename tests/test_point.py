@@ -400,6 +400,7 @@ class BoundedCase:
         return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -115,6 +115,7 @@ def test_scaling_and_shifting_the_data_moves_the_estimate(
 # --- keys and starts
 
 
+@pytest.mark.slow
 def test_a_start_may_have_any_reference_where_slopes_may_be_translated() -> None:
     x, y = data(label="identity")
     fit = bm.fit_mle(model("identity"), x, y, n_starts=2)

@@ -171,6 +171,7 @@ def test_the_prior_integrates_to_one(label: str, prior: str) -> None:
     assert abs(ratio.mean() - 1) < 5 * error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tau", [0.3, 3.0])
 def test_bounds_of_a_tempered_intercept_move_with_the_temperature(tau: float) -> None:
     """Under a prior of β0/τ on [-1, 1], β0 reaches from -τ to τ, and no mass is lost."""

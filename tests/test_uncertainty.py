@@ -391,6 +391,7 @@ def test_a_variance_on_its_floor_is_held() -> None:
     np.testing.assert_array_equal(np.isnan(got.covariance), held[:, None] | held)
 
 
+@pytest.mark.slow
 def test_a_parameter_on_a_bound_of_its_prior_is_held() -> None:
     x, y = standard_sample("lambda", "softmax")
     prior = dataclasses.replace(model("softmax").prior, slope=dist.Uniform(-0.5, 0.7))
