@@ -19,7 +19,7 @@ from jax.scipy.linalg import solve_triangular
 from numpyro.infer.hmc import HMCState
 
 from bayesmoe.core.observations import Data, sum_over_chunks
-from bayesmoe.inference.kernel import Density, moved_to
+from bayesmoe.inference.kernel import moved_to
 from bayesmoe.inference.mixture import DEGREES
 from bayesmoe.inference.modes import LEAST_CURVATURE
 from bayesmoe.inference.target import Target
@@ -129,13 +129,6 @@ class GivenGate(NamedTuple):
     def join(self, held: Held, z: Array) -> tuple[Array, Array]:
         u = jnp.concatenate([held.gate, held.law.place(z)])
         return u, held.law.log_volume
-
-    def potential(self, held: Held) -> Density:
-        def of(z: Array) -> Array:
-            u, log_volume = self.join(held, z)
-            return -(self.target.log_density(u, self.data) + log_volume)
-
-        return of
 
     def move(self, held: Held, nuts: HMCState, key: Array) -> tuple[Held, HMCState, Array]:
         key, hop_key, refit_key = jax.random.split(key, 3)

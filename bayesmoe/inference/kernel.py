@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -10,6 +11,9 @@ import jax.numpy as jnp
 from jax import Array
 from numpyro.infer.hmc import HMCState, hmc
 from numpyro.infer.util import ParamInfo
+
+from bayesmoe.core.observations import Data
+from bayesmoe.inference.target import Target
 
 _SPREAD = 0.5  # of the chains' starts around the mode, in its standard deviations
 
@@ -52,11 +56,16 @@ class Space(Protocol):
     """Where NUTS moves z of shape ``(q,)``, given what it holds and other moves change."""
 
     @property
+    def target(self) -> Target:
+        """What is sampled, as a density of u."""
+
+    @property
+    def data(self) -> Data:
+        """Its observations."""
+
+    @property
     def accept(self) -> float:
         """The mean acceptance that NUTS's step size is adapted to."""
-
-    def potential(self, held: Held) -> Density:
-        """Less the log density of z."""
 
     def join(self, held: Held, z: Array) -> tuple[Array, Array]:
         """u, and how much larger the log density of z is than that of u."""
@@ -65,9 +74,19 @@ class Space(Protocol):
         """What is held after the moves between two transitions, NUTS's state, and the next key."""
 
 
+def _potential(space: Space, held: Held) -> Density:
+    """Less the log density of z."""
+
+    def of(z: Array) -> Array:
+        u, excess = space.join(held, z)
+        return -space.target.log_density(u, space.data) - excess
+
+    return of
+
+
 def _kernel(space: Space, length: Length) -> tuple[Callable[..., HMCState], Callable[..., Any]]:
     """NumPyro's NUTS: what makes a state of a start, what is held and a key; and the next one."""
-    initialise, transition = hmc(potential_fn_gen=space.potential)
+    initialise, transition = hmc(potential_fn_gen=partial(_potential, space))
 
     def begin(start: ParamInfo, held: Held, key: Array) -> HMCState:
         return initialise(
@@ -89,7 +108,7 @@ def begin(space: Space, length: Length, held: Held, z: Array, keys: Sequence[Arr
     Of the two keys, one is NUTS's and one the other moves'.
     """
     initialise, _ = _kernel(space, length)
-    nuts = initialise(_start(space.potential(held), z), held, keys[0])
+    nuts = initialise(_start(_potential(space, held), z), held, keys[0])
     return State(nuts, held, keys[1])
 
 
@@ -118,7 +137,7 @@ def iterate(space: Space, length: Length, state: State) -> tuple[Chain, Held, Ar
 
 def moved_to(space: Space, held: Held, nuts: HMCState, z: Array) -> HMCState:
     """NUTS's state at another point, or with something else held."""
-    value, gradient = jax.value_and_grad(space.potential(held))(z)
+    value, gradient = jax.value_and_grad(_potential(space, held))(z)
     return nuts._replace(z=z, potential_energy=value, z_grad=gradient)
 
 

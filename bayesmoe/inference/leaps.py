@@ -24,7 +24,7 @@ from numpyro.infer.hmc import HMCState
 from bayesmoe.core.compilation import jit_wide
 from bayesmoe.core.observations import Data
 from bayesmoe.inference.chart import blank_charts
-from bayesmoe.inference.kernel import Chain, Density, Length, begin, iterate, moved_to, scatter
+from bayesmoe.inference.kernel import Chain, Length, begin, iterate, moved_to, scatter
 from bayesmoe.inference.mixture import DEGREES, Mixture, copies
 from bayesmoe.inference.outcome import row
 from bayesmoe.inference.target import Target
@@ -67,13 +67,6 @@ class _Charted(NamedTuple):
         chart = row(self.mixture.charts, law)
         v, _ = chart.straighten(self.target.layout, u)
         return self.mixture.inverse[law] @ (v - chart.mode)
-
-    def potential(self, law: Array) -> Density:
-        def of(z: Array) -> Array:
-            u, excess = self.join(law, z)
-            return -self.target.log_density(u, self.data) - excess
-
-        return of
 
     def move(self, law: Array, nuts: HMCState, key: Array) -> tuple[Array, HMCState, Array]:
         key, leap_key, law_key = jax.random.split(key, 3)

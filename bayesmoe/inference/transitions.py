@@ -18,7 +18,7 @@ from bayesmoe.core.compilation import jit_unoptimised, jit_wide
 from bayesmoe.core.observations import Data
 from bayesmoe.inference.chart import Chart
 from bayesmoe.inference.jumps import GivenGate
-from bayesmoe.inference.kernel import Chain, Density, Length, State, begin, iterate, scatter
+from bayesmoe.inference.kernel import Chain, Length, State, begin, iterate, scatter
 from bayesmoe.inference.target import Target
 
 _ACCEPT = 0.9  # over-specified posteriors have narrow necks
@@ -38,13 +38,6 @@ class _Charted(NamedTuple):
     def join(self, held: Array, z: Array) -> tuple[Array, Array]:
         chart = self.chart
         return chart.bend(self.target.layout, chart.mode + chart.whitening @ z)
-
-    def potential(self, held: Array) -> Density:
-        def of(z: Array) -> Array:
-            u, log_volume = self.join(held, z)
-            return -(self.target.log_density(u, self.data) + log_volume)
-
-        return of
 
     def move(self, held: Array, nuts: HMCState, key: Array) -> tuple[Array, HMCState, Array]:
         return held, nuts, key
