@@ -620,8 +620,8 @@ def test_starts_go_on_until_some_agree_on_the_best() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("label", ["softmax", "identity"])
-def test_no_other_reference_leads_to_a_higher_map(label: str) -> None:
+@pytest.mark.parametrize(("label", "gain"), [("softmax", 0.1), ("identity", 1e-3)])
+def test_no_other_reference_leads_to_a_higher_map(label: str, gain: float) -> None:
     """The prior tells which expert is the reference: no luck of the starts may."""
     x, y = bm.scenario("weak").simulate(1, 300)
     fits = [bm.fit_map(model(label, 3), x, y, key=key, n_starts=2) for key in range(3)]
@@ -640,7 +640,7 @@ def test_no_other_reference_leads_to_a_higher_map(label: str) -> None:
             seen = bm.fit_map(model(label, 3), x, y, n_starts=0, starts=turned)
             assert seen.log_density <= fit.log_density + 1e-8
     by_luck = [np.max(fit.starts.objective[:2]) for fit in fits]
-    assert any(fit.log_density > height + 1e-3 for fit, height in zip(fits, by_luck, strict=True))
+    assert any(fit.log_density > height + gain for fit, height in zip(fits, by_luck, strict=True))
 
 
 @pytest.mark.slow

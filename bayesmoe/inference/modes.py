@@ -157,10 +157,9 @@ def _distinct(layout: Layout, found: _Found, n_first: int = 0) -> list[int]:
 
 def _alike(layout: Layout, found: _Found, i: int, j: int) -> bool:
     masses, heights = found.modes.log_evidence, found.heights
-    same_mass = abs(masses[i] - masses[j]) < _SAME
-    same_height = abs(heights[i] - heights[j]) < _SAME
-    same_experts = _apart(layout, found.modes, i, j) < _SAME_EXPERTS
-    return bool(same_mass and same_height and same_experts)
+    if abs(masses[i] - masses[j]) >= _SAME or abs(heights[i] - heights[j]) >= _SAME:
+        return False
+    return _apart(layout, found.modes, i, j) < _SAME_EXPERTS
 
 
 def _apart(layout: Layout, modes: Modes, i: int, j: int) -> float:
