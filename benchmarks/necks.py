@@ -19,9 +19,9 @@ from arviz_stats.base import array_stats
 
 import bayesmoe as bm
 from bayesmoe.diagnostics.chain_modes import together
-from bayesmoe.diagnostics.mixing import without_labels
 from bayesmoe.inference import chart
 from bayesmoe.inference.nuts import Draws, sample_chains
+from bayesmoe.inference.posterior import without_labels
 from bayesmoe.models import make_gate
 from benchmarks.timing import Entry, Figure, row
 

@@ -36,7 +36,7 @@ from bayesmoe.inference.point import Fit
 from bayesmoe.report._dependence import table_sweeps
 from bayesmoe.report._findings import _CHECKS, Finding, find_optima, find_troubles
 from bayesmoe.report.fit_figures import fit_figures
-from bayesmoe.report.fit_html import estimate_rows, render_fit, sensitivity_rows
+from bayesmoe.report.fit_html import estimate_rows, render_fit, sampler_text, sensitivity_rows
 
 
 @pytest.fixture(scope="module")
@@ -372,3 +372,22 @@ def test_experts_that_change_names_are_told() -> None:
     assert "for 6 parameters, slope[0, u] among them" in trouble.text
     chains = passed(chains=(Verdict.FAILED, 2.0, "apart"))
     assert subjects(analysis._replace(checks=chains)) == ["Chains disagree"]
+
+
+@pytest.mark.parametrize(
+    ("thinning", "words"),
+    [
+        ([None, 1], ""),
+        ([4], ", every 4th transition where chains mix slowly"),
+        ([2, 1, 4, 2], ", every 2nd or 4th transition where chains mix slowly"),
+    ],
+)
+def test_chains_that_went_on_are_told(
+    sound: Analysis, thinning: list[int | None], words: str
+) -> None:
+    trees = [sound.posterior.copy() for _ in thinning]
+    for tree, value in zip(trees, thinning, strict=True):
+        tree.attrs |= {"n_warmup": 200} | ({} if value is None else {"thinning": value})
+    sizes = trees[0]["posterior"].sizes
+    length = f"{sizes['chain']} chains, 200 warm-up iterations and {sizes['draw']} draws each"
+    assert sampler_text(trees) == f"NUTS, {length}{words}"

@@ -21,8 +21,8 @@ import bayesmoe as bm
 from bayesmoe.core.layout import Layout
 from bayesmoe.core.priors import weak
 from bayesmoe.inference.chart import Chart
-from bayesmoe.inference.kernel import Length
-from bayesmoe.inference.leaps import _Charted, run_leaping_chain
+from bayesmoe.inference.kernel import Length, Pace
+from bayesmoe.inference.leaps import _Charted, begin_leaping_chain, run_leaping_chain
 from bayesmoe.inference.mixture import Mixture, copies
 from bayesmoe.inference.nuts import Draws, sample_chains
 from bayesmoe.inference.target import Target
@@ -61,10 +61,13 @@ def random_mixture(seed: int, layout: Layout, m: int) -> Mixture:
 
 def sample(target: Any, mixture: Mixture, n_draws: int) -> tuple[np.ndarray, np.ndarray]:
     """Draws of four chains ``(chain, draw, p)``, and the law of each."""
-    runs = [
-        run_leaping_chain(target, Length(300, n_draws), None, mixture, jax.random.key(0), chain, 0)
-        for chain in range(4)
-    ]
+    settings = target, Length(300, n_draws), NO_DATA, mixture
+
+    def run(chain: int) -> tuple[Any, ...]:
+        state = begin_leaping_chain(*settings, jax.random.key(0), chain, 0)
+        return run_leaping_chain(*settings, state, Pace(300, 1))
+
+    runs = [run(chain) for chain in range(4)]
     return np.stack([run[0].u for run in runs]), np.stack([run[1] for run in runs])
 
 

@@ -48,6 +48,8 @@ def make_draws(**changes: Floats) -> Draws:
         energy=jnp.asarray(zeros),
         acceptance_rate=jnp.asarray(zeros),
         n_steps=jnp.asarray(zeros),
+        most_steps=jnp.asarray(zeros),
+        thinning=1,
         step_size=jnp.zeros(shape[0]),
         mode_weights=np.ones(1),
         start_modes=np.zeros(shape[0], int),
@@ -141,7 +143,9 @@ def test_chains_that_do_not_move_and_single_chains_are_no_pass() -> None:
     stuck = mixing(make_draws(log_likelihood=np.full((N_CHAINS, N_DRAWS), -3.0)))
     assert np.isnan(stuck.max_rhat)
     assert stuck.status is PosteriorStatus.NOT_MIXED
-    single = jax.tree.map(lambda leaf: leaf[:1], make_draws()._replace(rows=None, leaps=None))
+    single = jax.tree.map(
+        lambda leaf: leaf[:1], make_draws()._replace(rows=None, leaps=None, thinning=None)
+    )
     evidence = mixing(single)
     assert np.isnan(evidence.max_rhat)
     assert evidence.status is PosteriorStatus.NOT_MIXED

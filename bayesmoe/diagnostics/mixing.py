@@ -12,12 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 from arviz_stats.base import array_stats
-from numpy.typing import ArrayLike
 from xarray import DataTree
 
 from bayesmoe.inference.laplace import MAX_PARETO_K, Resampled
 from bayesmoe.inference.nuts import Draws
-from bayesmoe.inference.posterior import watched_rows
+from bayesmoe.inference.posterior import watched_rows, without_labels
 
 #: rank-normalised split R-hat, the largest over the quantities watched
 MAX_RHAT = 1.05
@@ -89,18 +88,6 @@ def importance(draws: Resampled) -> PosteriorStatus:
     enough = max(MIN_ESS, draws.lp.size)
     good = draws.pareto_k <= MAX_PARETO_K and draws.effective_size >= enough
     return PosteriorStatus.CONVERGED if good else PosteriorStatus.UNRELIABLE
-
-
-def without_labels(
-    log_likelihood: ArrayLike, row_log_density: ArrayLike, temperature: ArrayLike
-) -> np.ndarray:
-    """The quantities watched, shape ``(quantity, chain, draw)``; rows are on the last axis."""
-    watched = [np.asarray(log_likelihood)[..., None], np.asarray(row_log_density)]
-    tau = np.asarray(temperature)
-    if np.any(tau != 1.0):  # it is one for gates without a temperature
-        watched.append(np.log(tau)[..., None])
-    quantities = np.moveaxis(np.concatenate(watched, axis=-1), -1, 0)
-    return np.where(np.isfinite(quantities), quantities, np.nan)  # ranks would hide an infinity
 
 
 def watched(tree: DataTree) -> np.ndarray:

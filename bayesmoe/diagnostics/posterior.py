@@ -77,7 +77,9 @@ def sample_posterior(
     start
         A MAP fit of the same model and data to start from; computed if not given.
     n_chains, n_warmup, n_draws
-        Chains, and iterations per chain for adaptation and to keep.
+        Chains, and iterations per chain for adaptation and to keep. Where draws turn out to be
+        worth less than a fifth of their number, chains go on and keep every second transition, or
+        every fourth (``thinning``): as many draws, which take two or four times as long.
 
     Returns
     -------
@@ -116,6 +118,7 @@ def sample_posterior(
         "method": "nuts",
         "key": np.asarray(jax.random.key_data(key)),
         "n_warmup": n_warmup,
+        "thinning": draws.thinning,
         "status": evidence.status.name.lower(),
         "max_rhat": evidence.max_rhat,
         "min_ess": evidence.min_ess,
@@ -285,17 +288,20 @@ def _settings(model: MoE, n_covariates: int) -> dict[str, Any]:
 
 
 def _sample_stats(draws: Draws) -> dict[str, np.ndarray]:
-    """The sampler's statistics under ArviZ's names; a tree of depth t has 2^t - 1 steps at most."""
-    steps = np.asarray(draws.n_steps)
-    shape = steps.shape
+    """The sampler's statistics under ArviZ's names.
+
+    A tree of depth t has 2^t - 1 steps at most; of the transitions that lead to a draw the deepest
+    counts.
+    """
+    depth = np.ceil(np.log2(np.asarray(draws.most_steps) + 1)).astype(int)
     return {
         "lp": np.asarray(draws.lp),
         "energy": np.asarray(draws.energy),
         "acceptance_rate": np.asarray(draws.acceptance_rate),
-        "n_steps": steps,
-        "tree_depth": np.ceil(np.log2(steps + 1)).astype(int),
+        "n_steps": np.asarray(draws.n_steps),
+        "tree_depth": depth,
         "diverging": np.asarray(draws.diverging),
         "mode": draws.near,
-        "step_size": np.broadcast_to(np.asarray(draws.step_size)[:, None], shape),
+        "step_size": np.broadcast_to(np.asarray(draws.step_size)[:, None], depth.shape),
         "log_likelihood": np.asarray(draws.log_likelihood),
     }

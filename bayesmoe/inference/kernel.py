@@ -29,7 +29,27 @@ class Chain(NamedTuple):
     energy: Array
     acceptance_rate: Array
     n_steps: Array
+    most_steps: Array
     diverging: Array
+
+    def halved(self) -> Chain:
+        """Every second draw, with the evidence of two; the axis of an even number of draws is last
+        but for the coordinates'.
+        """
+        u, lp, energy, acceptance, steps, most, diverging = self
+
+        def pairs(values: Array) -> Array:
+            return values.reshape(*values.shape[:-1], -1, 2)
+
+        return Chain(
+            u[..., 1::2, :],
+            lp[..., 1::2],
+            energy[..., 1::2],
+            pairs(acceptance).mean(-1),
+            pairs(steps).sum(-1),
+            pairs(most).max(-1),
+            pairs(diverging).any(-1),
+        )
 
 
 class Length(NamedTuple):
@@ -44,12 +64,45 @@ class Length(NamedTuple):
     max_tree_depth: int = 8
 
 
+class Pace(NamedTuple):
+    """How many transitions a chain makes: ``skipped`` ones, then ``thinning`` for each draw."""
+
+    skipped: Array | int
+    thinning: Array | int
+
+
 class State(NamedTuple):
-    """A chain between two iterations: NUTS's state, what it holds, and the key to move that."""
+    """A chain between two transitions: NUTS's state, what it holds, and the key to move that."""
 
     nuts: HMCState
     held: Held
     key: Array
+
+    @property
+    def step_size(self) -> Array:
+        """Of the leapfrog steps to come."""
+        return self.nuts.adapt_state.step_size
+
+
+class _Effort(NamedTuple):
+    """What NUTS reports of the transitions that lead to a draw; acceptance is summed."""
+
+    acceptance: Array
+    n_steps: Array
+    most_steps: Array
+    diverging: Array
+
+    def joined(self, nuts: HMCState, counted: Array) -> _Effort:
+        """With that of a further transition, if it is counted."""
+        accept, steps, diverging = (
+            jnp.where(counted, new, 0) for new in (nuts.accept_prob, nuts.num_steps, nuts.diverging)
+        )
+        return _Effort(
+            self.acceptance + accept,
+            self.n_steps + steps,
+            jnp.maximum(self.most_steps, steps),
+            self.diverging | (diverging != 0),
+        )
 
 
 class Space(Protocol):
@@ -112,27 +165,40 @@ def begin(space: Space, length: Length, held: Held, z: Array, keys: Sequence[Arr
     return State(nuts, held, keys[1])
 
 
-def iterate(space: Space, length: Length, state: State) -> tuple[Chain, Held, Array]:
-    """A chain's draws, what it held at each, and its step size after warm-up."""
+def iterate(space: Space, length: Length, state: State, pace: Pace) -> tuple[Chain, Held, State]:
+    """A chain's draws, what it held at each, and the state in which it ends."""
     initialise, transition = _kernel(space, length)
     # the transition has its settings from the initialisation: it is traced, not run again
     first = state.nuts
     start = ParamInfo(first.z, first.potential_energy, first.z_grad)
     jax.eval_shape(initialise, start, state.held, state.key)
+    none = _Effort(
+        *jax.tree.map(
+            jnp.zeros_like, (first.accept_prob, first.num_steps, first.num_steps, first.diverging)
+        )
+    )
 
-    def step(state: State, _: None) -> tuple[State, tuple[Chain, Held]]:
+    def move(state: State) -> State:
         nuts, held, key = state
-        nuts = transition(nuts, (held,), {})
-        held, nuts, key = space.move(held, nuts, key)
-        u, excess = space.join(held, nuts.z)
-        lp = -nuts.potential_energy - excess
-        draw = Chain(u, lp, nuts.energy, nuts.accept_prob, nuts.num_steps, nuts.diverging)
-        return State(nuts, held, key), (draw, held)
+        held, nuts, key = space.move(held, transition(nuts, (held,), {}), key)
+        return State(nuts, held, key)
 
-    # one loop for warm-up and draws: the kernel is compiled once
-    last, run = jax.lax.scan(step, state, None, length=length.n_warmup + length.n_draws)
-    draws, held = jax.tree.map(lambda leaf: leaf[length.n_warmup :], run)
-    return draws, held, last.nuts.adapt_state.step_size
+    def step(state: State, n_transitions: Array) -> tuple[State, tuple[Chain, Held]]:
+        def go(i: Array, carry: tuple[State, _Effort]) -> tuple[State, _Effort]:
+            state = move(carry[0])
+            return state, carry[1].joined(state.nuts, i >= n_transitions - pace.thinning)
+
+        state, effort = jax.lax.fori_loop(0, n_transitions, go, (state, none))
+        nuts, held, _ = state
+        u, excess = space.join(held, nuts.z)
+        acceptance = effort.acceptance / pace.thinning
+        draw = Chain(u, -nuts.potential_energy - excess, nuts.energy, acceptance, *effort[1:])
+        return state, (draw, held)
+
+    # one loop for what is skipped and what is kept: the kernel is compiled once
+    transitions = jnp.full(length.n_draws, pace.thinning).at[0].add(pace.skipped)
+    last, (draws, held) = jax.lax.scan(step, state, transitions)
+    return draws, held, last
 
 
 def moved_to(space: Space, held: Held, nuts: HMCState, z: Array) -> HMCState:

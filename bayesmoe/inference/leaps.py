@@ -21,10 +21,19 @@ import numpy as np
 from jax import Array
 from numpyro.infer.hmc import HMCState
 
-from bayesmoe.core.compilation import jit_wide
+from bayesmoe.core.compilation import jit_unoptimised, jit_wide
 from bayesmoe.core.observations import Data
 from bayesmoe.inference.chart import blank_charts
-from bayesmoe.inference.kernel import Chain, Length, begin, iterate, moved_to, scatter
+from bayesmoe.inference.kernel import (
+    Chain,
+    Length,
+    Pace,
+    State,
+    begin,
+    iterate,
+    moved_to,
+    scatter,
+)
 from bayesmoe.inference.mixture import DEGREES, Mixture, copies
 from bayesmoe.inference.outcome import row
 from bayesmoe.inference.target import Target
@@ -108,8 +117,8 @@ class _Charted(NamedTuple):
         return self.mixture.place(self.target.layout, law, normal[:, :size], square)
 
 
-@jit_wide(static_argnums=(0, 1))
-def run_leaping_chain(
+@jit_unoptimised(static_argnums=(0, 1))
+def begin_leaping_chain(
     target: Target,
     length: Length,
     data: Data,
@@ -117,8 +126,31 @@ def run_leaping_chain(
     key: Array,
     chain: Array,
     law: Array,
-) -> tuple[Chain, Array, Array]:
-    """One chain, the law in whose chart each draw is, and the step size after warm-up.
+) -> State:
+    """The state in which a chain begins, in the chart of a law; as `run_leaping_chain`, and:
+
+    Parameters
+    ----------
+    key, chain
+        A JAX key that all chains share, and the chain's number ``()``.
+    law
+        Where it starts, ``()``.
+    """
+    start_key, *keys = jax.random.split(jax.random.fold_in(key, chain), 3)
+    z = scatter(start_key, mixture.charts.mode[0])
+    return begin(_Charted(target, data, mixture), length, law, z, keys)
+
+
+@jit_wide(static_argnums=(0, 1))
+def run_leaping_chain(
+    target: Target,
+    length: Length,
+    data: Data,
+    mixture: Mixture,
+    state: State,
+    pace: Pace,
+) -> tuple[Chain, Array, State]:
+    """One chain from a state, the law in whose chart each draw is, and the state that it ends in.
 
     Parameters
     ----------
@@ -128,31 +160,33 @@ def run_leaping_chain(
         Of the chain.
     mixture
         What the chain leaps between.
-    key, chain
-        A JAX key that all chains share, and the chain's number ``()``.
-    law
-        Where it starts, ``()``.
+    state
+        From `begin_leaping_chain`, or one in which the chain ended before.
+    pace
+        Its transitions.
     """
-    space = _Charted(target, data, mixture)
-    start_key, *keys = jax.random.split(jax.random.fold_in(key, chain), 3)
-    z = scatter(start_key, mixture.charts.mode[0])
-    state = begin(space, length, law, z, keys)
-    return iterate(space, length, state)
+    return iterate(_Charted(target, data, mixture), length, state, pace)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def begin_leaping_chains(
+    target: Target, length: Length, data: Data, mixture: Mixture, key: Array, laws: Array
+) -> State:
+    """`begin_leaping_chain` side by side, from laws ``(c,)``, as an accelerator wants it."""
+
+    def one(chain: Array, law: Array) -> State:
+        return begin_leaping_chain.function(target, length, data, mixture, key, chain, law)
+
+    return jax.vmap(one)(jnp.arange(len(laws)), laws)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def run_leaping_chains(
-    target: Target,
-    length: Length,
-    data: Data,
-    mixture: Mixture,
-    key: Array,
-    laws: Array,
-) -> tuple[Chain, Array, Array]:
-    """Chains side by side in one program, as an accelerator wants it; see `run_leaping_chain`."""
+    target: Target, length: Length, data: Data, mixture: Mixture, states: State, pace: Pace
+) -> tuple[Chain, Array, State]:
+    """`run_leaping_chain` side by side, from states with a leading axis of c chains."""
 
-    def one(chain: Array, law: Array) -> tuple[Chain, Array, Array]:
-        run = run_leaping_chain.function
-        return run(target, length, data, mixture, key, chain, law)
+    def one(state: State) -> tuple[Chain, Array, State]:
+        return run_leaping_chain.function(target, length, data, mixture, state, pace)
 
-    return jax.vmap(one)(jnp.arange(len(laws)), laws)
+    return jax.vmap(one)(states)

@@ -6,6 +6,7 @@ Neither coordinates nor charts change the target: see `Target` and `Chart`.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -22,11 +23,12 @@ from bayesmoe.core.validate import as_key, check_whole
 from bayesmoe.inference.chart import make_charts
 from bayesmoe.inference.kernel import Chain, Length
 from bayesmoe.inference.modes import Modes, allocate, spread_out
+from bayesmoe.inference.patience import sample_patiently
 from bayesmoe.inference.pilots import candidates_for_pilots, send_pilots
 from bayesmoe.inference.point import Fit
 from bayesmoe.inference.population import Cover, cover
 from bayesmoe.inference.posterior import make_posterior
-from bayesmoe.inference.runs import Run
+from bayesmoe.inference.runs import Chains, InCharts, Leaping, Run, Stretch
 from bayesmoe.inference.starts import generator
 from bayesmoe.inference.target import Target
 
@@ -50,8 +52,11 @@ class Draws(NamedTuple):
         Indices of r rows spread over the data, shape ``(r,)``.
     lp
         log posterior density in the coordinates u of `Target`, up to a constant.
-    energy, acceptance_rate, n_steps, diverging
-        The sampler's: Hamiltonian, mean acceptance, leapfrog steps, divergences.
+    energy, acceptance_rate, n_steps, most_steps, diverging
+        The sampler's: Hamiltonian, mean acceptance, leapfrog steps in all and in one transition,
+        divergences.
+    thinning
+        Transitions for each draw.
     step_size
         Of each chain after warm-up, shape ``(chain,)``.
     mode_weights
@@ -76,7 +81,9 @@ class Draws(NamedTuple):
     energy: Array
     acceptance_rate: Array
     n_steps: Array
+    most_steps: Array
     diverging: Array
+    thinning: int
     step_size: Array
     mode_weights: np.ndarray
     start_modes: np.ndarray
@@ -111,7 +118,9 @@ def sample_chains(
         A MAP fit of the same model and data; computed if not given. The chains start around the
         modes that its starts lead to, in proportion to their mass where that can be known.
     n_chains, n_warmup, n_draws
-        Chains, and iterations per chain for adaptation and to keep.
+        Chains, and iterations per chain for adaptation and to keep. Where draws turn out to be
+        worth less than a fifth of their number, chains go on and keep every second transition, or
+        every fourth: as many draws, which take two or four times as long.
     n_threads
         Chains run at a time, all cores by default. Draws do not depend on it. An accelerator runs
         all at a time.
@@ -147,17 +156,20 @@ def sample_chains(
     )
     run = Run(posterior.target, length, posterior.data, chain_key)
     covered = _cover(run, posterior.modes, n_chains, cover_key, n_threads) if leap else None
-    sample = _in_charts if covered is None else partial(_leaping, covered)
-    chains, step_size, around = sample(run, posterior.modes, n_chains, n_threads)
+    begin = _in_charts if covered is None else partial(_leaping, covered)
+    chains, around = begin(run, posterior.modes, n_chains, n_threads)
+
+    def watch(draws: Chain) -> np.ndarray:
+        return posterior.restore(draws.u, draws.lp).watched
+
+    stretch, thinning = sample_patiently(chains, n_warmup, watch)
+    draws = stretch.chains._asdict()
     return Draws(
-        **posterior.restore(chains.u, chains.lp)._asdict(),
-        lp=chains.lp,
-        energy=chains.energy,
-        acceptance_rate=chains.acceptance_rate,
-        n_steps=chains.n_steps,
-        diverging=chains.diverging,
-        step_size=step_size,
-        **around._asdict(),
+        **posterior.restore(draws.pop("u"), draws["lp"])._asdict(),
+        **draws,
+        step_size=stretch.step_size,
+        thinning=thinning,
+        **around(stretch)._asdict(),
     )
 
 
@@ -172,7 +184,7 @@ class _Around(NamedTuple):
 
 def _in_charts(
     run: Run, modes: Modes, n_chains: int, n_threads: int
-) -> tuple[Chain, Array, _Around]:
+) -> tuple[Chains, Callable[[Stretch], _Around]]:
     """Chains around modes, in proportion to Laplace's weights; spread out where it has none."""
     if _jumps(run.target):
         start = spread_out(run.target.layout, modes, n_chains)
@@ -180,20 +192,26 @@ def _in_charts(
     else:
         start, weights = allocate(modes.weights, n_chains), modes.weights
     charts = make_charts(run.target, modes.u[start], modes.whitening[start])
-    chains, step_size = run.sample(charts, n_threads)
-    near = np.broadcast_to(start[:, None], chains.lp.shape)
-    return chains, step_size, _Around(weights, start, near, leaps=False)
+
+    def around(stretch: Stretch) -> _Around:
+        near = np.broadcast_to(start[:, None], stretch.chains.lp.shape)
+        return _Around(weights, start, near, leaps=False)
+
+    return InCharts(run, charts, n_threads), around
 
 
 def _leaping(
     covered: Cover, run: Run, modes: Modes, n_chains: int, n_threads: int
-) -> tuple[Chain, Array, _Around]:
+) -> tuple[Chains, Callable[[Stretch], _Around]]:
     """Chains that leap between laws, which pilots around modes have begun."""
-    mixture, masses, around = covered
+    mixture, masses, nearest = covered
     start = allocate(masses, n_chains)
-    chains, laws, step_size = run.leap(mixture, start, n_threads)
-    weights = np.bincount(around, masses, minlength=len(modes.weights))
-    return chains, step_size, _Around(weights, around[start], around[laws], leaps=True)
+    weights = np.bincount(nearest, masses, minlength=len(modes.weights))
+
+    def around(stretch: Stretch) -> _Around:
+        return _Around(weights, nearest[start], nearest[stretch.laws], leaps=True)
+
+    return Leaping(run, mixture, start, n_threads), around
 
 
 def _cover(run: Run, modes: Modes, n_chains: int, key: Array, n_threads: int) -> Cover | None:

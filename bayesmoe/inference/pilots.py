@@ -15,10 +15,10 @@ from jax import Array
 
 from bayesmoe.core.layout import Layout
 from bayesmoe.inference.chart import Chart, make_charts, temperature_place
-from bayesmoe.inference.kernel import Length
+from bayesmoe.inference.kernel import Length, Pace
 from bayesmoe.inference.mixture import DEGREES, MAX_COPIES, MAX_LAWS, Mixture
 from bayesmoe.inference.modes import Modes
-from bayesmoe.inference.runs import Run
+from bayesmoe.inference.runs import InCharts, Run
 
 _LENGTH = Length(n_warmup=150, n_draws=150, max_tree_depth=6)
 _AT_ONCE = 2
@@ -103,4 +103,6 @@ def send_pilots(
 def _send(run: Run, modes: Modes, now: np.ndarray, key: Array, n_threads: int) -> Pilots:
     charts = make_charts(run.target, modes.u[now], modes.whitening[now])
     keyed = run._replace(key=jax.random.fold_in(key, int(now[0])))
-    return Pilots(now, charts, np.asarray(keyed.sample(charts, n_threads)[0].u))
+    chains = InCharts(keyed, charts, n_threads)
+    stretch = chains.advance(chains.begin(), Pace(_LENGTH.n_warmup, 1))
+    return Pilots(now, charts, np.asarray(stretch.chains.u))

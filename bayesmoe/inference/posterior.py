@@ -47,6 +47,11 @@ class Sampled(NamedTuple):
     row_log_density: Array
     rows: np.ndarray
 
+    @property
+    def watched(self) -> np.ndarray:
+        """See `without_labels`."""
+        return without_labels(self.log_likelihood, self.row_log_density, self.measures.temperature)
+
 
 class Posterior(NamedTuple):
     """A posterior to be sampled: the target, its data and its modes."""
@@ -64,6 +69,22 @@ class Posterior(NamedTuple):
         data = self.data.n_observations, *_taken(rows, self.x, self.y)
         measures, total, by_row = _restore(self.target, self.scaling, *data, u, lp)
         return Sampled(measures, total, by_row, rows)
+
+
+def without_labels(
+    log_likelihood: ArrayLike, row_log_density: ArrayLike, temperature: ArrayLike
+) -> np.ndarray:
+    """What is watched of draws, shape ``(quantity, chain, draw)``; rows are on the last axis.
+
+    Labels do not matter to it: R-hat and effective sample size of single experts' parameters mean
+    nothing when experts can swap names.
+    """
+    watched = [np.asarray(log_likelihood)[..., None], np.asarray(row_log_density)]
+    tau = np.asarray(temperature)
+    if np.any(tau != 1.0):  # it is one for gates without a temperature
+        watched.append(np.log(tau)[..., None])
+    quantities = np.moveaxis(np.concatenate(watched, axis=-1), -1, 0)
+    return np.where(np.isfinite(quantities), quantities, np.nan)  # ranks would hide an infinity
 
 
 def watched_rows(n: int) -> np.ndarray:

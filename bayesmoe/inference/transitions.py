@@ -18,7 +18,7 @@ from bayesmoe.core.compilation import jit_unoptimised, jit_wide
 from bayesmoe.core.observations import Data
 from bayesmoe.inference.chart import Chart
 from bayesmoe.inference.jumps import GivenGate
-from bayesmoe.inference.kernel import Chain, Length, State, begin, iterate, scatter
+from bayesmoe.inference.kernel import Chain, Length, Pace, State, begin, iterate, scatter
 from bayesmoe.inference.target import Target
 
 _ACCEPT = 0.9  # over-specified posteriors have narrow necks
@@ -79,8 +79,9 @@ def run_chain(
     data: Data,
     chart: Chart,
     state: State,
-) -> tuple[Chain, Array]:
-    """One chain from a state of `begin_chain`, and its step size after warm-up.
+    pace: Pace,
+) -> tuple[Chain, State]:
+    """One chain from a state, and the state in which it ends.
 
     Parameters
     ----------
@@ -90,26 +91,35 @@ def run_chain(
         Of the chain.
     chart
         Coordinates around a mode.
+    state
+        From `begin_chain`, or one in which the chain ended before.
+    pace
+        Its transitions.
     """
-    draws, _, step_size = iterate(_space(target, data, chart), length, state)
-    return draws, step_size
+    draws, _, last = iterate(_space(target, data, chart), length, state, pace)
+    return draws, last
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def run_chains(
-    target: Target,
-    length: Length,
-    data: Data,
-    charts: Chart,
-    key: Array,
-) -> tuple[Chain, Array]:
-    """Chains side by side in one program, as an accelerator wants it; see `run_chain`.
+def begin_chains(target: Target, length: Length, data: Data, charts: Chart, key: Array) -> State:
+    """`begin_chain` side by side, as an accelerator wants it.
 
     Charts have a leading axis of c chains, as all results do; the chains share the key.
     """
 
-    def one(chart: Chart, chain: Array) -> tuple[Chain, Array]:
-        state = begin_chain.function(target, length, data, chart, key, chain)
-        return run_chain.function(target, length, data, chart, state)
+    def one(chart: Chart, chain: Array) -> State:
+        return begin_chain.function(target, length, data, chart, key, chain)
 
     return jax.vmap(one)(charts, jnp.arange(len(charts.mode)))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def run_chains(
+    target: Target, length: Length, data: Data, charts: Chart, states: State, pace: Pace
+) -> tuple[Chain, State]:
+    """`run_chain` side by side; charts and states have a leading axis of c chains."""
+
+    def one(chart: Chart, state: State) -> tuple[Chain, State]:
+        return run_chain.function(target, length, data, chart, state, pace)
+
+    return jax.vmap(one)(charts, states)

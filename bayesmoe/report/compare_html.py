@@ -12,7 +12,7 @@ from bayesmoe.diagnostics.checks import Verdict
 from bayesmoe.diagnostics.comparison import Assessment
 from bayesmoe.diagnostics.stored_comparison import StoredComparison
 from bayesmoe.diagnostics.stored_fit import data_digest
-from bayesmoe.report.fit_html import dropped_text
+from bayesmoe.report.fit_html import dropped_text, sampler_text
 from bayesmoe.report.html import environment, svg
 from bayesmoe.report.style import STATUS_LABELS, Number, number, size_text
 
@@ -124,7 +124,6 @@ def _alternative(stored: StoredComparison) -> str:
 def _settings(stored: StoredComparison) -> list[tuple[str, str]]:
     request, comparison = stored
     tree = comparison.assessments[0].posterior
-    sizes = tree["posterior"].sizes
     return [
         ("Data", request.data),
         *([("Formula", request.formulas)] if request.formulas else []),
@@ -133,8 +132,7 @@ def _settings(stored: StoredComparison) -> list[tuple[str, str]]:
         ("Rows", f"{size_text(len(comparison.table.y))}{dropped_text(request.n_dropped)}"),
         ("Prior", comparison.assessments[0].model.prior_name),
         ("Seed", str(request.seed)),
-        ("Sampler", f"NUTS, {sizes['chain']} chains, {tree.attrs['n_warmup']} warm-up iterations "
-                    f"and {sizes['draw']} draws each"),
+        ("Sampler", sampler_text([one.posterior for one in comparison.assessments])),
         ("Created", str(tree["posterior"].attrs["created_at"])[:19].replace("T", " ") + " UTC"),
         ("bayesmoe", str(tree.attrs["bayesmoe_version"])),
     ]  # fmt: skip

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from xarray import DataTree
 
 from bayesmoe.core.selection import listed
 from bayesmoe.diagnostics.analysis import Analysis, estimates, mle_errors, posterior_summary
@@ -202,6 +203,17 @@ def dropped_text(n_dropped: int | None) -> str:
     return f"; {n_dropped} that lack a value were left out, and have no number" if n_dropped else ""
 
 
+def sampler_text(trees: Sequence[DataTree]) -> str:
+    """How posteriors were sampled that have as many chains and draws."""
+    sizes, n_warmup = trees[0]["posterior"].sizes, trees[0].attrs["n_warmup"]
+    text = f"NUTS, {sizes['chain']} chains, {n_warmup} warm-up iterations and {sizes['draw']} draws"
+    # posteriors of earlier versions do not say: every transition was a draw
+    thinned = sorted({int(tree.attrs.get("thinning", 1)) for tree in trees} - {1})
+    ordinals = " or ".join("2nd" if one == 2 else f"{one}th" for one in thinned)
+    every = f", every {ordinals} transition where chains mix slowly" if thinned else ""
+    return f"{text} each{every}"
+
+
 def _selected(stored: StoredFit) -> list[tuple[str, str]]:
     """What gate and experts were asked to depend on, where that is not all covariates."""
     names = [str(name) for name in stored.analysis.table.x.columns]
@@ -215,7 +227,6 @@ def _selected(stored: StoredFit) -> list[tuple[str, str]]:
 
 def _settings(stored: StoredFit) -> list[tuple[str, str]]:
     request, tree = stored.request, stored.analysis.posterior
-    sizes = tree["posterior"].sizes
     return [
         ("Data", request.data),
         *([("Formula", request.formulas)] if request.formulas else []),
@@ -227,8 +238,7 @@ def _settings(stored: StoredFit) -> list[tuple[str, str]]:
         ("Experts", str(request.n_experts)),
         ("Prior", request.prior),
         ("Seed", str(request.seed)),
-        ("Sampler", f"NUTS, {sizes['chain']} chains, {tree.attrs['n_warmup']} warm-up iterations "
-                    f"and {sizes['draw']} draws each"),
+        ("Sampler", sampler_text([tree])),
         ("Created", str(tree["posterior"].attrs["created_at"])[:19].replace("T", " ") + " UTC"),
         ("bayesmoe", str(tree.attrs["bayesmoe_version"])),
     ]  # fmt: skip

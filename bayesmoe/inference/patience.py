@@ -1,0 +1,68 @@
+"""Chains go on until their draws are worth enough, and keep fewer of their transitions.
+
+How well chains mix is known once they have run. Where their draws are worth few independent ones
+they go on for as long again, and of all transitions every second is kept: as many draws, worth
+more. The number of looks is small, and what is looked at is the effective sample size alone, not
+whether chains agree: chains that are apart are not run until they seem to agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from arviz_stats.base import array_stats
+
+from bayesmoe.inference.kernel import Chain, Pace
+from bayesmoe.inference.runs import Chains, Stretch
+
+#: bulk effective sample size, as a share of the draws, that chains go on to reach
+ENOUGH = 0.2
+#: transitions for each draw at most
+MOST_THINNING = 4
+# where going on for as long as may be would not make a tenth of the draws' number, it is of no use
+_PROMISING = 0.025
+
+Watch = Callable[[Chain], np.ndarray]
+
+
+def sample_patiently(chains: Chains, n_warmup: int, watch: Watch) -> tuple[Stretch, int]:
+    """Draws of all chains, and how many transitions there are to each.
+
+    Parameters
+    ----------
+    chains
+        What is run.
+    n_warmup
+        Transitions of each chain for adaptation.
+    watch
+        Of draws the quantities ``(quantity, chain, draw)`` whose least effective sample size is
+        wanted.
+    """
+    stretch, thinning = chains.advance(chains.begin(), Pace(n_warmup, 1)), 1
+    while thinning < MOST_THINNING and _PROMISING <= _worth(watch(stretch.chains)) < ENOUGH:
+        stretch = _joined(stretch, chains.advance(stretch.ends, Pace(0, thinning)))
+        thinning *= 2
+    return stretch, thinning
+
+
+def _worth(quantities: np.ndarray) -> float:
+    """The least bulk effective sample size as a share of the draws; NaN if one never moves."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        ess = array_stats.ess(quantities, chain_axis=1, draw_axis=2, method="bulk")
+    return float(np.min(ess)) / quantities[0].size
+
+
+def _joined(first: Stretch, second: Stretch) -> Stretch:
+    """Every second draw of two stretches of one length, of which the second goes on the first."""
+    chains: Chain = jax.tree.map(
+        lambda *leaves: np.concatenate(jax.device_get(leaves), axis=1),
+        first.chains,
+        second.chains,
+    )
+    laws = None
+    if first.laws is not None and second.laws is not None:
+        laws = jnp.asarray(np.concatenate([first.laws, second.laws], axis=1)[:, 1::2])
+    return Stretch(jax.device_put(chains.halved()), laws, second.ends)
