@@ -269,6 +269,9 @@ class MoERegressor(RegressorMixin, BaseEstimator):
 
     def _validated(self, *data: Any, **rules: Any) -> Any:
         """X, or X and y, checked as everywhere in scikit-learn, in float64."""
+        for name, values in zip(("X", "y"), data, strict=False):
+            if np.ma.is_masked(values):  # scikit-learn would use what is behind the mask
+                raise ValueError(f"{name} has masked values; remove or impute them first")
         try:
             return validate_data(self, *data, dtype=np.float64, **rules)
         except OverflowError as error:  # of whole numbers beyond float64

@@ -461,11 +461,17 @@ def test_columns_of_a_file_are_numbers_or_levels(tmp_path: Path) -> None:
         ("y,a,a\n1,2,3\n", "y ~ a", "two columns named 'a'"),
         ("y,a\n", "y ~ a", "has a header but no rows"),
         ("y,a\n1,2\n", "y ~ b", "names 'b', but the columns are y, a"),
+        (",y,a\n1,1,2\n2,2,4\n", "y ~ .", "a column without a name, row names perhaps"),
     ],
 )
 def test_bad_files_are_refused(tmp_path: Path, text: str, formula: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_design(write(tmp_path, text), formula)
+
+
+def test_row_names_that_no_term_names_do_not_matter(tmp_path: Path) -> None:
+    made = read_design(write(tmp_path, ",y,a\n1,1,2\n2,2,4\n3,4,5\n"), "y ~ a")
+    assert made.x.columns.tolist() == ["a"]
 
 
 def test_rows_that_lack_a_value_are_left_out_if_asked_for(tmp_path: Path) -> None:

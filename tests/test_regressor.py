@@ -295,6 +295,8 @@ def test_bad_parameters(parameters: dict[str, Any], message: str) -> None:
         (np.zeros((3, 0)), [1.0, 2.0, 3.0], r"0 feature\(s\)"),
         ([1.0, 2.0], [1.0, 2.0], "Expected 2D array"),
         (np.array([[1.0 + 1j], [2.0]]), [1.0, 2.0], "Complex data not supported"),
+        (np.eye(2), np.ma.masked_equal([1.0, 2.0], 2.0), "y has masked values; remove or impute"),
+        (np.ma.masked_equal(np.eye(2), 1.0), [1.0, 2.0], "X has masked values; remove or impute"),
     ],
 )
 def test_bad_data(x: Any, y: Any, message: str) -> None:

@@ -56,6 +56,7 @@ def test_the_data_sets_ship(name: str, rows: int) -> None:
         ("x,y\n1,2\n3,4\n", ("y", ["y"]), r"'y' is the response and a covariate"),
         ("x,y\n1,2\n3,4\n", ("y", ["x", "x"]), r"named twice: x, x"),
         ("y\n1\n2\n", ("y",), r"no column beside 'y'"),
+        (",x,y\n1,1,2\n2,3,4\n", ("y",), r"a column without a name, row names perhaps.*name the"),
         ("x,x,y\n1,2,3\n4,5,6\n", ("y",), r"two columns named 'x'; rename"),
         ("x,y\n1,2\nred,4\n", ("y",), r"'x' is not numeric: row 2 is 'red'.*--covariate"),
         ("x,y\n1,2\n,4\n", ("y",), r"'x' has a value that is missing .* in row 2"),

@@ -19,6 +19,7 @@ from bayesmoe.data.grammar import FormulaError, Parsed, load_formulaic, parse, r
 from bayesmoe.data.table import (
     Axis,
     Table,
+    check_names,
     check_present,
     drop_incomplete,
     numbers_or_levels,
@@ -184,6 +185,7 @@ def design(formula: str, frame: Frame, gate: str | None = None) -> Design:
     rows: pd.DataFrame = as_pandas(frame)
     parsed = parse(formula, gate, _column_names(rows))
     used = (*parsed.response_columns, *parsed.covariates)
+    check_names(used)
     data = _typed(rows, used, parsed.categorical)
     levels = {name: _find_levels(data[name]) for name in used
               if name in parsed.categorical or data[name].dtype != float}  # fmt: skip

@@ -106,6 +106,7 @@ def make_table(
         if name not in frame.columns:
             known = ", ".join(map(repr, frame.columns))
             raise ValueError(f"{source} has no column {name!r}; name one of its columns: {known}")
+    check_names(chosen)
     if response in chosen:
         raise ValueError(f"{response!r} is the response and a covariate; name other covariates")
     if len(set(chosen)) < len(chosen):
@@ -120,6 +121,15 @@ def make_table(
         check_varies(name, numbers[name])
         check_spread(f"column {name!r}", numbers[name].to_numpy())
     return Table(numbers[chosen], numbers[response])
+
+
+def check_names(chosen: Sequence[str]) -> None:
+    """Raise ValueError if a column chosen has no name, as row names written by pandas and R."""
+    if not all(name.strip() for name in chosen):
+        raise ValueError(
+            "a column without a name, row names perhaps, would be a covariate; name the covariates "
+            "to use, or write the file without it (in pandas index=False, in R row.names = FALSE)"
+        )
 
 
 def read_texts(source: str) -> pd.DataFrame:
