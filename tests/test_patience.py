@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import CASE
@@ -18,6 +20,7 @@ from bayesmoe.inference.chart import Chart
 from bayesmoe.inference.kernel import Chain, Length, Pace
 from bayesmoe.inference.nuts import sample_chains
 from bayesmoe.inference.patience import MOST_THINNING, sample_patiently
+from bayesmoe.inference.posterior import Sampled
 from bayesmoe.inference.runs import InCharts, Run, States, Stretch
 
 Floats = np.ndarray
@@ -109,8 +112,11 @@ class Wave:
         return Stretch(chain, None, end)
 
 
-def watch(chain: Chain) -> Floats:
-    return np.asarray(chain.u)[..., 0][None]
+def restore(chain: Chain) -> Sampled:
+    """A series as a log-likelihood; what else is watched is constant, or the same."""
+    series = np.asarray(chain.u)[..., 0]
+    measures: Any = SimpleNamespace(temperature=np.ones(series.shape))
+    return Sampled(measures, jnp.asarray(series), jnp.asarray(series[..., None]), np.zeros(1, int))
 
 
 @pytest.mark.parametrize(
@@ -119,7 +125,7 @@ def watch(chain: Chain) -> Floats:
 def test_no_more_transitions_than_help(worth: float, thinning: int) -> None:
     """Draws are worth twice as much when twice as many transitions lead to each."""
     wave = Wave(worth)
-    stretch, found = sample_patiently(wave, 20, watch)
+    stretch, _, found = sample_patiently(wave, 20, restore)
     assert (found, wave.n_stretches) == (thinning, {1: 1, 2: 2, 4: 3}[thinning])
     kept = wave.whole[:, 20 : 20 + thinning * wave.n_draws][:, thinning - 1 :: thinning]
     np.testing.assert_array_equal(stretch.chains.lp, kept)
@@ -129,7 +135,7 @@ def test_no_more_transitions_than_help(worth: float, thinning: int) -> None:
 def test_chains_that_never_move_do_not_go_on() -> None:
     wave = Wave(1.0, 50)
     wave.whole[:] = 1.0
-    assert sample_patiently(wave, 20, watch)[1] == 1
+    assert sample_patiently(wave, 20, restore).thinning == 1
 
 
 @pytest.mark.parametrize(

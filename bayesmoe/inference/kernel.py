@@ -33,9 +33,7 @@ class Chain(NamedTuple):
     diverging: Array
 
     def halved(self) -> Chain:
-        """Every second draw, with the evidence of two; the axis of an even number of draws is last
-        but for the coordinates'.
-        """
+        """Every second draw of an even number, with what two of them took; any leading axes."""
         u, lp, energy, acceptance, steps, most, diverging = self
 
         def pairs(values: Array) -> Array:

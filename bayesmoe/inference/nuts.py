@@ -27,7 +27,7 @@ from bayesmoe.inference.patience import sample_patiently
 from bayesmoe.inference.pilots import candidates_for_pilots, send_pilots
 from bayesmoe.inference.point import Fit
 from bayesmoe.inference.population import Cover, cover
-from bayesmoe.inference.posterior import make_posterior
+from bayesmoe.inference.posterior import Sampled, make_posterior
 from bayesmoe.inference.runs import Chains, InCharts, Leaping, Run, Stretch
 from bayesmoe.inference.starts import generator
 from bayesmoe.inference.target import Target
@@ -159,14 +159,15 @@ def sample_chains(
     begin = _in_charts if covered is None else partial(_leaping, covered)
     chains, around = begin(run, posterior.modes, n_chains, n_threads)
 
-    def watch(draws: Chain) -> np.ndarray:
-        return posterior.restore(draws.u, draws.lp).watched
+    def restore(draws: Chain) -> Sampled:
+        return posterior.restore(draws.u, draws.lp)
 
-    stretch, thinning = sample_patiently(chains, n_warmup, watch)
-    draws = stretch.chains._asdict()
+    stretch, restored, thinning = sample_patiently(chains, n_warmup, restore)
+    evidence = stretch.chains._asdict()
+    del evidence["u"]
     return Draws(
-        **posterior.restore(draws.pop("u"), draws["lp"])._asdict(),
-        **draws,
+        **restored._asdict(),
+        **evidence,
         step_size=stretch.step_size,
         thinning=thinning,
         **around(stretch)._asdict(),

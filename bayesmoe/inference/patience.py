@@ -9,6 +9,7 @@ whether chains agree: chains that are apart are not run until they seem to agree
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ import numpy as np
 from arviz_stats.base import array_stats
 
 from bayesmoe.inference.kernel import Chain, Pace
+from bayesmoe.inference.posterior import Sampled
 from bayesmoe.inference.runs import Chains, Stretch
 
 #: bulk effective sample size, as a share of the draws, that chains go on to reach
@@ -25,11 +27,17 @@ MOST_THINNING = 4
 # where going on for as long as may be would not make a tenth of the draws' number, it is of no use
 _PROMISING = 0.025
 
-Watch = Callable[[Chain], np.ndarray]
+
+class Sample(NamedTuple):
+    """Draws of all chains, on the scale of the data too, and how many transitions lead to each."""
+
+    stretch: Stretch
+    restored: Sampled
+    thinning: int
 
 
-def sample_patiently(chains: Chains, n_warmup: int, watch: Watch) -> tuple[Stretch, int]:
-    """Draws of all chains, and how many transitions there are to each.
+def sample_patiently(chains: Chains, n_warmup: int, restore: Callable[[Chain], Sampled]) -> Sample:
+    """Run chains until the draws that they leave are worth enough, or going on is of no use.
 
     Parameters
     ----------
@@ -37,15 +45,16 @@ def sample_patiently(chains: Chains, n_warmup: int, watch: Watch) -> tuple[Stret
         What is run.
     n_warmup
         Transitions of each chain for adaptation.
-    watch
-        Of draws the quantities ``(quantity, chain, draw)`` whose least effective sample size is
-        wanted.
+    restore
+        Gives draws on the scale of the data.
     """
     stretch, thinning = chains.advance(chains.begin(), Pace(n_warmup, 1)), 1
-    while thinning < MOST_THINNING and _PROMISING <= _worth(watch(stretch.chains)) < ENOUGH:
+    restored = restore(stretch.chains)
+    while thinning < MOST_THINNING and _PROMISING <= _worth(restored.watched) < ENOUGH:
         stretch = _joined(stretch, chains.advance(stretch.ends, Pace(0, thinning)))
+        restored = restore(stretch.chains)
         thinning *= 2
-    return stretch, thinning
+    return Sample(stretch, restored, thinning)
 
 
 def _worth(quantities: np.ndarray) -> float:
