@@ -13,7 +13,7 @@ from bayesmoe.core.priors import Prior
 from bayesmoe.data.formula import Design, design
 from bayesmoe.diagnostics.alignment import align
 from bayesmoe.diagnostics.chain_modes import ChainMode, chain_modes
-from bayesmoe.diagnostics.checks import Checks, check_posterior
+from bayesmoe.diagnostics.checks import check_posterior
 from bayesmoe.diagnostics.comparison import Comparison, compare_models
 from bayesmoe.diagnostics.concentration import Concentration, concentration, coverage
 from bayesmoe.diagnostics.determination import determination
@@ -22,6 +22,7 @@ from bayesmoe.diagnostics.prediction import Predictive
 from bayesmoe.diagnostics.predictive import sample_predictive
 from bayesmoe.diagnostics.stored_comparison import StoredComparison, load_comparison
 from bayesmoe.diagnostics.stored_fit import StoredFit, load_fit
+from bayesmoe.diagnostics.verdict import Checks
 from bayesmoe.inference.annealing import Annealing, anneal
 from bayesmoe.inference.em import EMFit, fit_em
 from bayesmoe.inference.outcome import Status

@@ -16,13 +16,13 @@ import bayesmoe as bm
 from bayesmoe.core.measure import FIELDS, MixingMeasure
 from bayesmoe.data.table import Table
 from bayesmoe.diagnostics.analysis import Analysis
-from bayesmoe.diagnostics.checks import Check, Checks, Verdict
 from bayesmoe.diagnostics.comparison import Assessment, Comparison, name_models
 from bayesmoe.diagnostics.posterior import DIMS
 from bayesmoe.diagnostics.recommendation import Recommendation
 from bayesmoe.diagnostics.requests import CompareRequest, FitRequest
 from bayesmoe.diagnostics.stored_comparison import StoredComparison
 from bayesmoe.diagnostics.stored_fit import StoredFit
+from bayesmoe.diagnostics.verdict import Check, Checks, Verdict
 from bayesmoe.inference.outcome import Starts, Status
 from bayesmoe.inference.point import Fit
 from bayesmoe.report._findings import _CHECKS

@@ -13,9 +13,11 @@ import xarray as xr
 from xarray import DataTree
 
 import bayesmoe as bm
-from bayesmoe.diagnostics import checks
-from bayesmoe.diagnostics.checks import Check, Checks, Verdict, check_posterior, power_scaling
+from bayesmoe.diagnostics import sampler_checks, verdict
+from bayesmoe.diagnostics.checks import check_posterior
 from bayesmoe.diagnostics.left_out import groups_by
+from bayesmoe.diagnostics.prior_checks import power_scaling
+from bayesmoe.diagnostics.verdict import Check, Checks, Verdict
 
 N, SHAPE = 300, (4, 250)
 
@@ -86,6 +88,13 @@ def test_a_good_posterior_passes_everything() -> None:
     assert found(result, "divergences").value == 0
     # with n = 300 the spread is some 3 % of what the prior allows
     assert found(result, "determined by data").value < 0.2
+
+
+def test_divergences_of_thinned_chains_are_those_of_draws() -> None:
+    tree = as_nuts(honest())
+    tree.attrs = {**tree.attrs, "thinning": 4}
+    text = found(check_posterior(model(), tree), "divergences").text
+    assert "draws, which take 4 transitions each, diverged" in text
 
 
 def test_it_reads_well_and_makes_a_table() -> None:
@@ -180,10 +189,10 @@ def test_importance_resampling_has_its_own_evidence() -> None:
     assert found(failed, "effective draws").verdict is Verdict.FAILED
     assert failed.verdict is Verdict.FAILED
     taken = honest()["sample_stats"]["lp"].size
-    for worth, verdict in ((taken, Verdict.PASSED), (taken - 1.0, Verdict.DOUBTFUL)):
+    for worth, wanted in ((taken, Verdict.PASSED), (taken - 1.0, Verdict.DOUBTFUL)):
         bad.attrs = {**honest().attrs, "min_ess": worth}
         weights = found(check_posterior(model(), bad), "importance weights")
-        assert weights.verdict is verdict
+        assert weights.verdict is wanted
     assert f"worth {taken - 1} independent draws where {taken} are taken" in weights.text
 
 
@@ -379,7 +388,7 @@ def test_another_models_tree_is_refused() -> None:
 
 
 def test_limits_judge() -> None:
-    limits = checks.RHAT
+    limits = verdict.RHAT
     judged = [limits.judge(value) for value in (1.0, 1.01, 1.02, 1.05, 1.06, np.nan)]
     good, fair = [Verdict.PASSED] * 2, [Verdict.DOUBTFUL] * 2
     assert judged == [*good, *fair, Verdict.FAILED, Verdict.NOT_CHECKED]
@@ -392,8 +401,12 @@ def test_a_number_beyond_a_limit_is_not_shown_as_the_limit(monkeypatch: pytest.M
     assert weights.text == "Pareto k of the importance weights is 0.51 (good to 0.5)"
     assert "worth at least 399 independent ones (good from 400)" in effective.text
     for value, shown in ((1.010003, "1.011"), (1.01, "1.010"), (1.0, "1.000")):
-        monkeypatch.setattr(checks.array_stats, "rhat", lambda *_, _value=value, **__: _value)
-        monkeypatch.setattr(checks.array_stats, "bfmi", lambda _, _value=value: _value - 0.710004)
+        monkeypatch.setattr(
+            sampler_checks.array_stats, "rhat", lambda *_, _value=value, **__: _value
+        )
+        monkeypatch.setattr(
+            sampler_checks.array_stats, "bfmi", lambda _, _value=value: _value - 0.710004
+        )
         chains, _, _, energy = check_posterior(model(), as_nuts(honest())).checks[:4]
         assert f"is at most {shown} (good to 1.01)" in chains.text
         assert chains.verdict is (Verdict.DOUBTFUL if shown == "1.011" else Verdict.PASSED)

@@ -29,7 +29,7 @@ from bayesmoe.core.measure import FIELDS, MixingMeasure
 from bayesmoe.core.model import make_model
 from bayesmoe.data.table import Table
 from bayesmoe.diagnostics.analysis import Analysis
-from bayesmoe.diagnostics.checks import Checks
+from bayesmoe.diagnostics.verdict import Checks
 from bayesmoe.inference.outcome import Status
 from bayesmoe.inference.point import Fit
 from bayesmoe.report._curves import MAX_DRAWS, posterior_curves

@@ -29,8 +29,8 @@ from matplotlib.figure import Figure
 import bayesmoe as bm
 from bayesmoe.data.table import Axis
 from bayesmoe.diagnostics.analysis import Analysis, mle_errors
-from bayesmoe.diagnostics.checks import Check, Checks, Verdict
 from bayesmoe.diagnostics.stored_fit import StoredFit
+from bayesmoe.diagnostics.verdict import Check, Checks, Verdict
 from bayesmoe.inference.outcome import Status
 from bayesmoe.inference.point import Fit
 from bayesmoe.report._dependence import table_sweeps

@@ -17,9 +17,9 @@ from typer.testing import CliRunner
 
 from bayesmoe.cli import app
 from bayesmoe.core.measure import FIELDS, MixingMeasure
-from bayesmoe.diagnostics.checks import Verdict
 from bayesmoe.diagnostics.requests import FitRequest
 from bayesmoe.diagnostics.stored_fit import StoredFit, load_fit, save_fit
+from bayesmoe.diagnostics.verdict import Verdict
 from bayesmoe.inference.outcome import Starts, Status
 from bayesmoe.inference.point import Fit
 from bayesmoe.report._findings import find_troubles

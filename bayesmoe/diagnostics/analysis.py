@@ -19,10 +19,11 @@ from bayesmoe.core.model import MoE
 from bayesmoe.core.validate import as_key, check_estimable, check_observations
 from bayesmoe.data.table import Axis, Table
 from bayesmoe.diagnostics.alignment import align
-from bayesmoe.diagnostics.checks import Checks, check_posterior
+from bayesmoe.diagnostics.checks import check_posterior
 from bayesmoe.diagnostics.determination import free_variables
 from bayesmoe.diagnostics.posterior import sample_posterior, tree_selection
 from bayesmoe.diagnostics.predictive import sample_prior
+from bayesmoe.diagnostics.verdict import Checks
 from bayesmoe.inference.point import Fit, fit_map, fit_mle
 from bayesmoe.inference.posterior import check_proper
 from bayesmoe.inference.uncertainty import standard_errors

@@ -56,7 +56,7 @@ from bayesmoe.core.selection import take
 from bayesmoe.core.validate import as_key, check_estimable, check_observations
 from bayesmoe.data.frames import Frame, column_names
 from bayesmoe.data.table import Table
-from bayesmoe.diagnostics.checks import Checks, check_posterior
+from bayesmoe.diagnostics.checks import check_posterior
 from bayesmoe.diagnostics.posterior import sample_posterior
 from bayesmoe.diagnostics.recommendation import (
     LEAST_MASS,
@@ -64,6 +64,7 @@ from bayesmoe.diagnostics.recommendation import (
     differences,
     recommend,
 )
+from bayesmoe.diagnostics.verdict import Checks
 from bayesmoe.inference.point import Fit, fit_map, fit_mle
 from bayesmoe.inference.posterior import check_proper
 from bayesmoe.models import Softmax

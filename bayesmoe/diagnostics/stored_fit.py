@@ -20,9 +20,9 @@ from bayesmoe.core.measure import FIELDS, MixingMeasure
 from bayesmoe.data.table import Axis, Table
 from bayesmoe.diagnostics.alignment import align
 from bayesmoe.diagnostics.analysis import Analysis
-from bayesmoe.diagnostics.checks import Check, Checks, Verdict
 from bayesmoe.diagnostics.posterior import DIMS
 from bayesmoe.diagnostics.requests import FitRequest, as_stored, from_stored
+from bayesmoe.diagnostics.verdict import Check, Checks, Verdict
 from bayesmoe.inference.outcome import Starts, Status
 from bayesmoe.inference.point import Fit
 

@@ -10,7 +10,7 @@ import numpy as np
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.diagnostics.analysis import Analysis, posterior_summary
 from bayesmoe.diagnostics.chain_modes import chain_modes
-from bayesmoe.diagnostics.checks import RHAT, Check, Verdict
+from bayesmoe.diagnostics.verdict import RHAT, Check, Verdict
 from bayesmoe.inference.outcome import Status
 from bayesmoe.inference.point import SAME, Fit
 from bayesmoe.report._curves import responsibilities

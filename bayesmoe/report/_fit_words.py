@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from bayesmoe.diagnostics.checks import INFLUENCE
+from bayesmoe.diagnostics.model_checks import INFLUENCE
 from bayesmoe.diagnostics.stored_fit import StoredFit
 from bayesmoe.report._dependence import MOST as SHOWN
 from bayesmoe.report._findings import find_optima

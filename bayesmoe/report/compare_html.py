@@ -8,10 +8,10 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bayesmoe.diagnostics.checks import Verdict
 from bayesmoe.diagnostics.comparison import Assessment
 from bayesmoe.diagnostics.stored_comparison import StoredComparison
 from bayesmoe.diagnostics.stored_fit import data_digest
+from bayesmoe.diagnostics.verdict import Verdict
 from bayesmoe.report.fit_html import dropped_text, sampler_text
 from bayesmoe.report.html import environment, svg
 from bayesmoe.report.style import STATUS_LABELS, Number, number, size_text

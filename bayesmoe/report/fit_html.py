@@ -13,8 +13,9 @@ from xarray import DataTree
 
 from bayesmoe.core.selection import listed
 from bayesmoe.diagnostics.analysis import Analysis, estimates, mle_errors, posterior_summary
-from bayesmoe.diagnostics.checks import Verdict, power_scaling
+from bayesmoe.diagnostics.prior_checks import power_scaling
 from bayesmoe.diagnostics.stored_fit import StoredFit, data_digest
+from bayesmoe.diagnostics.verdict import Verdict
 from bayesmoe.inference.point import Fit
 from bayesmoe.report._findings import CLOSE, find_optima, find_troubles
 from bayesmoe.report._fit_words import WORDS, absent_text, joined

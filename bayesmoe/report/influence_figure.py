@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from bayesmoe.diagnostics.analysis import Analysis
-from bayesmoe.diagnostics.checks import influence_limit
 from bayesmoe.diagnostics.left_out import LeftOut
+from bayesmoe.diagnostics.model_checks import influence_limit
 from bayesmoe.report._layout import Text, axes_at, beside, new_figure, spread_out, text_at
 from bayesmoe.report._panels import MANY
 from bayesmoe.report.style import (

@@ -12,9 +12,9 @@ import numpy as np
 
 from bayesmoe.data.table import Table
 from bayesmoe.diagnostics.analysis import Analysis, estimates, mle_errors, posterior_summary
-from bayesmoe.diagnostics.checks import Checks
 from bayesmoe.diagnostics.stored_comparison import StoredComparison
 from bayesmoe.diagnostics.stored_fit import StoredFit, data_digest
+from bayesmoe.diagnostics.verdict import Checks
 from bayesmoe.inference.point import Fit
 from bayesmoe.report._findings import find_troubles
 

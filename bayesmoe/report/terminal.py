@@ -21,8 +21,8 @@ from rich.progress import (
 from rich.table import Table
 
 from bayesmoe.diagnostics.analysis import Analysis, estimates, posterior_summary
-from bayesmoe.diagnostics.checks import Checks
 from bayesmoe.diagnostics.comparison import Comparison
+from bayesmoe.diagnostics.verdict import Checks
 from bayesmoe.report._samplers import count_words
 from bayesmoe.report.style import ESTIMATOR_LABELS, STATUS_LABELS, estimate, number, specification
 from bayesmoe.study.plan import Cell, Plan
