@@ -485,15 +485,17 @@ def test_a_floor_above_the_support_of_the_variance_counts_as_the_floor() -> None
         ({"slope": dist.Gamma(0.5, 1.0)}, "prior of slope is not bounded at 0"),
         ({"gate_slope": dist.Beta(2.0, 0.5)}, "prior of gate_slope is not bounded at 1"),
         ({"intercept": dist.Poisson(2.0)}, "prior of intercept has support .*interval"),
+        ({"temperature": dist.Gamma(0.5, 1.0)}, "prior of temperature is not bounded at 0"),
     ],
 )
 def test_a_prior_without_a_map_is_refused_before_computing(
     laws: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prior = dataclasses.replace(bm.moe("softmax", 2).prior, **laws)
+    gate = "dense_to_sparse" if "temperature" in laws else "softmax"
+    prior = dataclasses.replace(bm.moe(gate, 2).prior, **laws)
     monkeypatch.setattr(problem, "starting_points", None)
     with pytest.raises(ValueError, match=message):
-        fit_map(bm.moe("softmax", 2, prior), *in_groups())
+        fit_map(bm.moe(gate, 2, prior), *in_groups())
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import arviz_stats
 import jax
 import numpy as np
+import numpyro.distributions as dist
 import pandas as pd
 import pytest
 import scipy.optimize
@@ -367,6 +369,28 @@ def test_one_expert_agrees_with_quadrature() -> None:
         draws = group[field].values.reshape(2, -1)
         error = float(arviz_stats.mcse(draws, method="mean"))
         assert abs(draws.mean() - value) < 4 * error, field
+
+
+@pytest.mark.slow
+def test_a_prior_without_a_map_can_be_sampled_under() -> None:
+    """a ~ Gamma(1/2, 1), whose density is unbounded at zero, near which the data put it."""
+    rng = np.random.default_rng(4)
+    x, y = (scipy.stats.zscore(rng.normal(size=30)) for _ in range(2))
+    prior = dataclasses.replace(bm.moe("softmax", 1).prior, slope=dist.Gamma(0.5, 1.0))
+    tree = bm.sample_posterior(bm.moe("softmax", 1, prior), x, y, key=1)
+    assert tree.attrs["status"] == "converged"
+    a, nu = np.exp(np.linspace(-25, 2, 1500))[:, None], np.exp(np.linspace(-2, 2, 400))
+    total, square = np.sum(y - a * x, axis=1)[:, None], np.sum((y - a * x) ** 2, axis=1)[:, None]
+    spread = 1 + 4 * len(y) / nu  # b ~ N(0, 4) is integrated out
+    log_density = scipy.stats.gamma.logpdf(a, 0.5) + np.log(a)
+    log_density = log_density + scipy.stats.norm.logpdf(np.log(nu), np.log(0.1), 1.5)
+    log_density += -len(y) / 2 * np.log(nu) - 0.5 * np.log(spread)
+    log_density += -square / (2 * nu) + 2 * (total / nu) ** 2 / spread
+    weights = np.exp(log_density - log_density.max()).sum(axis=1)
+    draws = tree["posterior"]["slope"].values[..., 0, 0]
+    for power in (1, 0.25):
+        ours, wanted = draws**power, np.average(a[:, 0] ** power, weights=weights)
+        assert abs(ours.mean() - wanted) < 4 * float(arviz_stats.mcse(ours, method="mean"))
 
 
 # --- the ray

@@ -144,23 +144,31 @@ def check_support(gate: Gate, prior: Prior, variance_floor: float) -> None:
     Supports must be intervals, that of variances reach above ``variance_floor``, a multiple of
     Var(y), and densities be bounded where an interval ends.
     """
+    reason = why_no_map(gate, prior, variance_floor)
+    if reason is not None:
+        raise ValueError(reason)
+
+
+def why_no_map(gate: Gate, prior: Prior, variance_floor: float) -> str | None:
+    """What `check_support` says of a prior whose supports are intervals, and the mend."""
     for name, interval in supports(gate, prior).items():
         if name == "variance" and interval[1] <= variance_floor:
-            raise ValueError(
+            return (
                 f"the prior of variance has support up to {interval[1]:g}, but variances are kept "
                 f"above variance_floor = {variance_floor:g}: choose a smaller variance_floor or "
                 "another prior"
             )
-        lowest = {"variance": variance_floor, "temperature": 0.0}.get(name, -np.inf)
+        lowest = variance_floor if name == "variance" else -np.inf
         for bound, inwards in zip(interval, (1, -1), strict=True):
             room = inwards * min(1.0, interval[1] - interval[0])
             reached = np.isfinite(bound) and bound > lowest
             if reached and _rises(getattr(prior, name), bound, room):
-                raise ValueError(
+                return (
                     f"the density of the prior of {name} is not bounded at {bound:g}, so that "
                     "there is no MAP: choose a prior with a bounded density, or sample the "
                     "posterior"
                 )
+    return None
 
 
 def _rises(law: Any, bound: float, room: float) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,11 +18,14 @@ from bayesmoe.core.likelihood import log_density
 from bayesmoe.core.measure import MixingMeasure
 from bayesmoe.core.model import MoE
 from bayesmoe.core.observations import Data, make_data
+from bayesmoe.core.priors import weak
 from bayesmoe.core.scaling import Scaling
 from bayesmoe.core.support import supports
 from bayesmoe.core.validate import check_estimable_with_prior, check_observations
+from bayesmoe.inference.domain import why_no_map
 from bayesmoe.inference.modes import Modes, find_modes
 from bayesmoe.inference.point import Fit, fit_map
+from bayesmoe.inference.problem import VARIANCE_FLOOR
 from bayesmoe.inference.target import Target
 
 _N_ROWS = 8  # rows whose density is watched: labels do not matter to it
@@ -137,9 +141,20 @@ def make_posterior(
 
     with in_background(compile_rest):
         if start is None:
-            start = fit_map(model, covariates, response, key=key)
+            start = fit_map(_with_a_map(model), covariates, response, key=key)
         modes = find_modes(target, scaling, data, start, n_threads)
     return Posterior(target, scaling, data, modes, covariates, response)
+
+
+def _with_a_map(model: MoE) -> MoE:
+    """The model, or under the weak prior if its own has no MAP: its starts lead to modes as well.
+
+    Coordinates that are sampled have modes where the density of the paper's parameters is not
+    bounded.
+    """
+    if why_no_map(model.gate, model.prior, VARIANCE_FLOOR) is None:
+        return model
+    return dataclasses.replace(model, prior=weak(model.gate), prior_name="weak")
 
 
 def check_proper(model: MoE) -> None:
