@@ -104,7 +104,7 @@ def _sample(scenario: str, model: bm.MoE, n: int, seed: int, leap: bool = True) 
     modes = together(watched)
     rhat = max(float(np.max(array_stats.rhat(watched[:, chains], **_AXES))) for chains in modes)
     return _Posterior(
-        float(np.mean(np.asarray(draws.diverging))),
+        draws.divergent,
         rhat,
         len(modes),
         _per_step(draws, watched),

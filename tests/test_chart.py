@@ -205,7 +205,7 @@ def divergences() -> int:
         nuts.sample_chains(model, x, y, key=key, start=fit, n_warmup=300, n_draws=500)
         for key in range(3)
     ]
-    return sum(int(np.sum(np.asarray(run.diverging))) for run in runs)
+    return sum(int(np.sum(np.asarray(run.n_diverging))) for run in runs)
 
 
 @pytest.mark.slow

@@ -90,11 +90,13 @@ def test_a_good_posterior_passes_everything() -> None:
     assert found(result, "determined by data").value < 0.2
 
 
-def test_divergences_of_thinned_chains_are_those_of_draws() -> None:
-    tree = as_nuts(honest())
-    tree.attrs = {**tree.attrs, "thinning": 4}
-    text = found(check_posterior(model(), tree), "divergences").text
-    assert "draws, which take 4 transitions each, diverged" in text
+def test_divergences_of_thinned_chains_are_a_share_of_their_transitions() -> None:
+    diverging = (np.arange(1000) < 3).reshape(SHAPE)
+    tree = as_nuts(honest(), diverging=diverging)
+    tree.attrs = {**tree.attrs, "thinning": 4, "divergences": 5}
+    check = found(check_posterior(model(), tree), "divergences")
+    assert check.text == "5 of 4000 transitions diverged"
+    assert check.value == 5 / 4000
 
 
 def test_it_reads_well_and_makes_a_table() -> None:

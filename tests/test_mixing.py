@@ -28,7 +28,7 @@ def make_draws(**changes: Floats) -> Draws:
         "log_likelihood": rng.normal(size=shape),
         "row_log_density": rng.normal(size=(*shape, N_ROWS)),
         "temperature": np.exp(log_temperature),
-        "diverging": np.zeros(shape, bool),
+        "n_diverging": np.zeros(shape, int),
     } | changes
     shape = fields["log_likelihood"].shape
     zeros = np.zeros(shape)
@@ -155,13 +155,13 @@ def test_chains_that_do_not_move_and_single_chains_are_no_pass() -> None:
 def test_divergences_are_counted_and_judged(surplus: int, status: str) -> None:
     allowed = round(MAX_DIVERGENT * N_CHAINS * N_DRAWS)
     diverging = np.arange(N_CHAINS * N_DRAWS).reshape(N_CHAINS, N_DRAWS) < allowed + surplus
-    evidence = mixing(make_draws(diverging=diverging))
+    evidence = mixing(make_draws(n_diverging=diverging.astype(int)))
     assert evidence.divergences == allowed + surplus
     assert evidence.status.name == status
 
 
 def test_chains_that_disagree_are_not_mixed_whatever_diverges() -> None:
     healthy = np.asarray(make_draws().log_likelihood)
-    everything = np.ones((N_CHAINS, N_DRAWS), bool)
-    evidence = mixing(make_draws(log_likelihood=healthy + 3 * PLACES, diverging=everything))
+    everything = np.ones((N_CHAINS, N_DRAWS), int)
+    evidence = mixing(make_draws(log_likelihood=healthy + 3 * PLACES, n_diverging=everything))
     assert evidence.status is PosteriorStatus.NOT_MIXED

@@ -70,7 +70,7 @@ def thinned(chain: Chain, by: int) -> Chain:
         acceptance_rate=groups(chain.acceptance_rate).mean(-1),
         n_steps=groups(chain.n_steps).sum(-1),
         most_steps=groups(chain.most_steps).max(-1),
-        diverging=groups(chain.diverging).any(-1),
+        n_diverging=groups(chain.n_diverging).sum(-1),
     )
 
 
@@ -108,7 +108,7 @@ class Wave:
         end = first + thinning * self.n_draws
         values = self.whole[:, first:end][:, thinning - 1 :: thinning]
         ones = np.ones(values.shape)
-        chain: Any = Chain(values[..., None], values, ones, ones, thinning * ones, ones, ones > 0)
+        chain: Any = Chain(values[..., None], values, ones, ones, thinning * ones, ones, 0 * ones)
         return Stretch(chain, None, end)
 
 

@@ -22,7 +22,7 @@ from bayesmoe.inference.posterior import watched_rows, without_labels
 MAX_RHAT = 1.05
 #: bulk effective sample size, the least over the quantities watched
 MIN_ESS = 100.0
-#: divergent transitions, as a share of the draws
+#: divergent transitions, as a share of all
 MAX_DIVERGENT = 0.02
 
 
@@ -67,14 +67,13 @@ def mixing(draws: Draws) -> Mixing:
     with np.errstate(invalid="ignore", divide="ignore"):  # chains that never move: NaN
         rhat = float(np.max(array_stats.rhat(quantities, chain_axis=1, draw_axis=2)))
         ess = float(np.min(array_stats.ess(quantities, chain_axis=1, draw_axis=2, method="bulk")))
-    diverging = np.asarray(draws.diverging)
     if not (rhat <= MAX_RHAT and ess >= MIN_ESS):
         status = PosteriorStatus.NOT_MIXED
-    elif np.mean(diverging) > MAX_DIVERGENT:
+    elif draws.divergent > MAX_DIVERGENT:
         status = PosteriorStatus.DIVERGENT
     else:
         status = PosteriorStatus.CONVERGED
-    return Mixing(rhat, ess, int(np.sum(diverging)), status)
+    return Mixing(rhat, ess, int(np.sum(np.asarray(draws.n_diverging))), status)
 
 
 def importance(draws: Resampled) -> PosteriorStatus:

@@ -300,7 +300,7 @@ def _sample_stats(draws: Draws) -> dict[str, np.ndarray]:
         "acceptance_rate": np.asarray(draws.acceptance_rate),
         "n_steps": np.asarray(draws.n_steps),
         "tree_depth": depth,
-        "diverging": np.asarray(draws.diverging),
+        "diverging": np.asarray(draws.n_diverging) > 0,
         "mode": draws.near,
         "step_size": np.broadcast_to(np.asarray(draws.step_size)[:, None], depth.shape),
         "log_likelihood": np.asarray(draws.log_likelihood),

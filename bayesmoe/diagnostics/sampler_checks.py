@@ -65,11 +65,11 @@ def check_effective(tree: DataTree) -> Check:
 def check_divergences(tree: DataTree) -> Check:
     """The share of divergent transitions."""
     diverging = np.asarray(tree["sample_stats"]["diverging"])
-    share = float(np.mean(diverging))
-    thinning = int(tree.attrs.get("thinning", 1))
-    what = "transitions" if thinning == 1 else f"draws, which take {thinning} transitions each,"
-    text = f"{int(diverging.sum())} of {diverging.size} {what} diverged"
-    return judged("divergences", DIVERGENCES, share, text)
+    # of several transitions that lead to a draw more than one may have diverged
+    number = int(tree.attrs.get("divergences", diverging.sum()))
+    transitions = diverging.size * int(tree.attrs.get("thinning", 1))
+    text = f"{number} of {transitions} transitions diverged"
+    return judged("divergences", DIVERGENCES, number / transitions, text)
 
 
 def check_energy(tree: DataTree) -> Check:

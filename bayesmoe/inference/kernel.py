@@ -30,11 +30,11 @@ class Chain(NamedTuple):
     acceptance_rate: Array
     n_steps: Array
     most_steps: Array
-    diverging: Array
+    n_diverging: Array
 
     def halved(self) -> Chain:
         """Every second draw of an even number, with what two of them took; any leading axes."""
-        u, lp, energy, acceptance, steps, most, diverging = self
+        u, lp, energy, acceptance, steps, most, n_diverging = self
 
         def pairs(values: Array) -> Array:
             return values.reshape(*values.shape[:-1], -1, 2)
@@ -46,7 +46,7 @@ class Chain(NamedTuple):
             pairs(acceptance).mean(-1),
             pairs(steps).sum(-1),
             pairs(most).max(-1),
-            pairs(diverging).any(-1),
+            pairs(n_diverging).sum(-1),
         )
 
 
@@ -88,7 +88,7 @@ class _Effort(NamedTuple):
     acceptance: Array
     n_steps: Array
     most_steps: Array
-    diverging: Array
+    n_diverging: Array
 
     def joined(self, nuts: HMCState, counted: Array) -> _Effort:
         """With that of a further transition, if it is counted."""
@@ -99,7 +99,7 @@ class _Effort(NamedTuple):
             self.acceptance + accept,
             self.n_steps + steps,
             jnp.maximum(self.most_steps, steps),
-            self.diverging | (diverging != 0),
+            self.n_diverging + diverging,
         )
 
 
@@ -172,7 +172,7 @@ def iterate(space: Space, length: Length, state: State, pace: Pace) -> tuple[Cha
     jax.eval_shape(initialise, start, state.held, state.key)
     none = _Effort(
         *jax.tree.map(
-            jnp.zeros_like, (first.accept_prob, first.num_steps, first.num_steps, first.diverging)
+            jnp.zeros_like, (first.accept_prob, first.num_steps, first.num_steps, first.num_steps)
         )
     )
 

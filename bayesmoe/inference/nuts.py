@@ -52,9 +52,9 @@ class Draws(NamedTuple):
         Indices of r rows spread over the data, shape ``(r,)``.
     lp
         log posterior density in the coordinates u of `Target`, up to a constant.
-    energy, acceptance_rate, n_steps, most_steps, diverging
+    energy, acceptance_rate, n_steps, most_steps, n_diverging
         The sampler's: Hamiltonian, mean acceptance, leapfrog steps in all and in one transition,
-        divergences.
+        divergent transitions.
     thinning
         Transitions for each draw.
     step_size
@@ -82,13 +82,18 @@ class Draws(NamedTuple):
     acceptance_rate: Array
     n_steps: Array
     most_steps: Array
-    diverging: Array
+    n_diverging: Array
     thinning: int
     step_size: Array
     mode_weights: np.ndarray
     start_modes: np.ndarray
     near: np.ndarray
     leaps: bool
+
+    @property
+    def divergent(self) -> float:
+        """Divergent transitions, as a share of all that lead to draws."""
+        return float(np.mean(np.asarray(self.n_diverging))) / self.thinning
 
 
 def sample_chains(
