@@ -329,6 +329,27 @@ def test_groups_are_neighbours() -> None:
     assert groups_by(x[:19], x[:19]) == []
 
 
+@pytest.mark.parametrize(
+    ("counts", "sizes"),
+    [
+        ({0: 30, 1: 70}, [30, 70]),
+        ({0: 4, 1: 96}, []),
+        ({0: 50, 1: 4, 2: 46}, [50, 50]),
+        ({0: 100}, []),
+        (dict.fromkeys(range(5), 20), [20] * 5),
+        (dict.fromkeys(range(6), 10), [10, 10, 20, 10, 10]),
+    ],
+)
+def test_rows_of_one_value_are_in_one_group(counts: dict[int, int], sizes: list[int]) -> None:
+    """Also where rows are in the order of the response: no other order could show."""
+    x = np.repeat([float(value) for value in counts], list(counts.values()))
+    pit = np.concatenate([(np.arange(m) + 0.5) / m for m in counts.values()])
+    order = np.argsort(pit, kind="stable")
+    groups = groups_by(x[order], pit[order])
+    assert [len(group.rows) for group in groups] == sizes
+    assert all(group.pvalue > 0.9 for group in groups)
+
+
 @pytest.mark.slow
 def test_every_covariate_has_its_groups() -> None:
     x, _ = line()

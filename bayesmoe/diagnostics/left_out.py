@@ -86,17 +86,32 @@ def left_out(gate: Gate, tree: DataTree) -> LeftOut:
 
 
 def groups_by(values: np.ndarray, pit: np.ndarray) -> list[Group]:
-    """Up to five groups of equally many rows, at least ten, by a covariate ``(n,)``.
+    """Up to five groups of about as many rows, at least ten, by a covariate ``(n,)``.
 
-    Rows are told apart by the covariate alone, so that their PIT is uniform in each group under a
-    model that is right. None are found among fewer than twenty rows.
+    Rows are told apart by the covariate alone, equal values being in one group whatever the order
+    of rows, so that their PIT is uniform in each group under a model that is right. None are found
+    where there is one group only, as among fewer than twenty rows.
     """
-    number = min(_GROUPS, len(values) // LEAST_ROWS)
-    return list(_groups(values, pit, number)) if number > 1 else []
+    order = np.argsort(values, kind="stable")
+    parts = np.split(order, _cuts(values[order]))
+    return list(_groups(values, pit, parts)) if len(parts) > 1 else []
 
 
-def _groups(values: np.ndarray, pit: np.ndarray, number: int) -> Iterator[Group]:
-    for rows in np.array_split(np.argsort(values, kind="stable"), number):
+def _cuts(ranked: np.ndarray) -> list[int]:
+    """Where groups begin but for the first: at the changes nearest to groups of one size."""
+    n = len(ranked)
+    number = min(_GROUPS, n // LEAST_ROWS)
+    changes = np.flatnonzero(np.diff(ranked)) + 1
+    cuts = [0]
+    for place in np.cumsum([len(part) for part in np.array_split(ranked, max(number, 1))])[:-1]:
+        allowed = changes[(changes >= cuts[-1] + LEAST_ROWS) & (changes <= n - LEAST_ROWS)]
+        if len(allowed):
+            cuts.append(int(allowed[np.argmin(np.abs(allowed - place))]))
+    return cuts[1:]
+
+
+def _groups(values: np.ndarray, pit: np.ndarray, parts: list[np.ndarray]) -> Iterator[Group]:
+    for rows in parts:
         pvalue = float(scipy.stats.kstest(pit[rows], "uniform").pvalue)
         yield Group(rows, float(values[rows[0]]), float(values[rows[-1]]), pvalue)
 

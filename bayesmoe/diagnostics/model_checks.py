@@ -8,7 +8,7 @@ import xarray as xr
 from xarray import DataTree
 
 from bayesmoe.core.gate import Gate
-from bayesmoe.diagnostics.left_out import groups_by, left_out
+from bayesmoe.diagnostics.left_out import LEAST_ROWS, groups_by, left_out
 from bayesmoe.diagnostics.verdict import (
     INFLUENTIAL,
     PARETO_K,
@@ -68,7 +68,7 @@ def _calibration_given_x(pit: np.ndarray, x: xr.DataArray) -> Check:
     )
     groups = [(name, one) for name, values in columns for one in groups_by(values, pit)]
     if not groups:
-        text = f"{len(pit)} rows are too few to be looked at in groups; 20 are needed"
+        text = f"no covariate parts the {len(pit)} rows into groups of at least {LEAST_ROWS}"
         return Check(GIVEN_X, Verdict.NOT_CHECKED, np.nan, text)
     name, worst = groups[int(np.argmin([group.pvalue for _, group in groups]))]
     pvalue = float(np.minimum(1.0, len(groups) * worst.pvalue))  # NaN stays NaN
