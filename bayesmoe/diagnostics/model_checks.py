@@ -68,7 +68,7 @@ def _calibration_given_x(pit: np.ndarray, x: xr.DataArray) -> Check:
     )
     groups = [(name, one) for name, values in columns for one in groups_by(values, pit)]
     if not groups:
-        text = f"no covariate parts the {len(pit)} rows into groups of at least {LEAST_ROWS}"
+        text = f"{len(pit)} rows are too few, or of too few values, for groups of {LEAST_ROWS}"
         return Check(GIVEN_X, Verdict.NOT_CHECKED, np.nan, text)
     name, worst = groups[int(np.argmin([group.pvalue for _, group in groups]))]
     pvalue = float(np.minimum(1.0, len(groups) * worst.pvalue))  # NaN stays NaN
