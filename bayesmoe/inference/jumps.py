@@ -24,7 +24,7 @@ from bayesmoe.inference.mixture import DEGREES
 from bayesmoe.inference.modes import LEAST_CURVATURE
 from bayesmoe.inference.target import Target
 
-_ACCEPT = 0.9
+_ACCEPT = 0.95  # experts with few rows have narrow necks
 _N_HOPS = 20  # steps of the gate alone, after each transition
 _N_REFITS = 4  # steps with other experts: each takes a Hessian
 _SIZES = (1e-3, 3.0)  # of the former: a threshold passes one observation, or many
