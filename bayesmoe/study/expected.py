@@ -10,11 +10,20 @@ QUANTITIES = ("loss", "identified_loss", *PARAMETER_BLOCKS)
 _UNKNOWN = Rate(float("nan"), "not known")
 
 
-def expected_rate(gate: Gate, quantity: str, surplus: int, cell: str = "shared") -> Rate:
+def expected_rate(gate: Gate, quantity: str, surplus: int, cell: str | None = None) -> Rate:
     """The rate of a quantity with ``surplus`` experts more than the truth.
 
-    Theory is silent on fewer, and cells may hold more than two atoms with two or more too many.
+    Of a block's error ``cell`` is the kind of cells, by default that of which theory speaks: shared
+    ones if there are experts to spare. The temperature is of no cell: its error is the same for
+    both kinds, and so is its rate.
+
+    Theory is silent on fewer experts, on cells that are shared though there are none to spare,
+    which leave others empty, and on those that may hold more than two atoms.
     """
-    if surplus < 0 or (surplus > 1 and quantity in PARAMETER_BLOCKS and cell == "shared"):
+    own = cell if quantity in PARAMETER_BLOCKS and quantity != "temperature" else None
+    slower = surplus > 0 and own != "single"
+    if surplus < 0 or (surplus == 0 and own == "shared"):
         return _UNKNOWN
-    return gate.expected_rate(quantity, over_specified=surplus > 0 and cell == "shared")
+    if surplus > 1 and slower and quantity in PARAMETER_BLOCKS:
+        return _UNKNOWN
+    return gate.expected_rate(quantity, over_specified=slower)
