@@ -2,13 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
+import xarray as xr
+from fabricated import fabricate, make_plan
 
+from bayesmoe.report._tables import run_rows
+from bayesmoe.study.columns import Arrays
+from bayesmoe.study.dataset import load_results
 from bayesmoe.study.expected import expected_rate
+from bayesmoe.study.plan import Cell, Plan
+from bayesmoe.study.results import measure_slopes, settings
 from bayesmoe.study.scenario import scenario
+from bayesmoe.study.store import Store
+from bayesmoe.study.stored import Stored
 
 ACTIVATION = "activation_dense_to_sparse"
+
+
+def stored(path: Path, plan: Plan, change: Callable[[Cell, Arrays], None]) -> xr.Dataset:
+    """The results of a study whose made-up cells ``change`` has altered."""
+    with Store.open(path, plan) as store:
+        for cell in plan.cells():
+            arrays = fabricate(plan, cell)
+            change(cell, arrays)
+            store.write(cell, arrays)
+    return load_results(Stored(path), plan)
+
+
+# --- what enters
+
+
+def test_the_map_is_compared_with_mles_that_converged(tmp_path: Path) -> None:
+    """Where there is no MLE the optimiser stopped somewhere, and MAP's distance is from there."""
+    plan = make_plan(estimators=["mle", "map"], sizes=[100, 1000, 10_000], replicates=6)
+
+    def change(cell: Cell, arrays: Arrays) -> None:
+        # at the smallest n, four of six MLEs of separated data
+        found = cell.n > 100 or cell.replicate < 2
+        arrays["converged"][...] = [[found, True]]
+        arrays["map_mle_distance"][...] = 5 / cell.n if found else 1e3
+
+    results = stored(tmp_path / "s", plan, change)
+    slopes = measure_slopes(plan, results).set_index("quantity").loc["map_mle_distance"]
+    assert slopes["slope"] == pytest.approx(-1.0)
+    assert slopes["n_used"] == 14
+    assert slopes["n_total"] == 18
+    (study,) = settings(results)
+    (row,) = run_rows(study, {"softmax": "softmax"})
+    assert row["distance"] == "0.05 → 0.0005"
 
 
 # --- expected rates

@@ -26,7 +26,7 @@ from bayesmoe.report.style import (
 )
 from bayesmoe.study.early_em import EM, MAX_STEPS, SHORT, TOLERANCE
 from bayesmoe.study.plan import WITHOUT_PRIOR
-from bayesmoe.study.results import failures, measure_samplers, reason
+from bayesmoe.study.results import failures, map_mle_distance, measure_samplers, reason
 
 #: statuses of fits whose estimate may be used
 CONVERGED = {s.name.lower() for s in (*Status, *PosteriorStatus) if s.converged}
@@ -189,7 +189,7 @@ def run_rows(study: xr.Dataset, labels: dict[str, str]) -> list[Row]:
     rows = []
     for gate, k in ((gate, k) for gate in _study.gates(study) for k in _study.fitted(study)):
         cell = study.sel(gate=gate, n_experts=k)
-        distance = [cell["map_mle_distance"].isel(n=i).to_numpy() for i in (0, -1)]
+        distance = [map_mle_distance(cell).isel(n=i).to_numpy() for i in (0, -1)]
         seconds = [cell["seconds"].sel(estimator=e).to_numpy() for e in _study.estimators(study)]
         rows.append(
             {

@@ -77,6 +77,13 @@ def measure_local_slopes(
     return pd.DataFrame(rows)
 
 
+def map_mle_distance(study: xr.Dataset) -> xr.DataArray:
+    """‖MAP − MLE‖ where both converged, else NaN: of a fit without a maximum it says nothing."""
+    point = [name for name in ("mle", "map") if name in study["estimator"].to_numpy()]
+    both = study["converged"].sel(estimator=point).all("estimator")
+    return study["map_mle_distance"].where(both)
+
+
 class _Case(NamedTuple):
     """A quantity under one scenario, prior, gate, k and estimator, over n and replicates."""
 
@@ -107,7 +114,8 @@ class _Case(NamedTuple):
 
 def _cases(plan: Plan, results: xr.Dataset) -> Iterator[_Case]:
     gates = {spec.id: spec.make() for spec in plan.gates}
-    for study in settings(results):
+    usable = results.assign(map_mle_distance=map_mle_distance(results))
+    for study in settings(usable):
         axes = (study[axis].to_numpy().tolist() for axis in ("gate", "n_experts", "estimator"))
         for gate, k, estimator in itertools.product(*axes):
             one = study.sel(gate=gate, n_experts=k, estimator=estimator)
