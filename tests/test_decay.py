@@ -59,6 +59,11 @@ def test_an_exact_law_that_is_none_of_the_three_is_a_misfit() -> None:
     growing = compare(noisy(np.random.default_rng(0), SIZES**0.5, 8))
     assert growing.verdict == CONSTANT
     assert growing.misfit > 10
+    assert growing.law == "none of these"
+    assert compare(noisy(np.random.default_rng(0), SIZES**-2.0, 8)).law == "none of these"
+    known = compare(noisy(np.random.default_rng(0), SIZES**-0.5, 8))
+    assert known.law == known.verdict == POWER
+    assert compare(np.ones((2, 8)), n=SIZES[:2]).law == "unknown"
 
 
 # ---------------------------------------------------------------- the criterion, written out again

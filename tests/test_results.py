@@ -56,6 +56,19 @@ def test_the_map_is_compared_with_mles_that_converged(tmp_path: Path) -> None:
     assert row["distance"] == "0.05 → 0.0005"
 
 
+def test_a_loss_that_grows_follows_no_law(tmp_path: Path) -> None:
+    plan = make_plan(estimators=["mle"], sizes=[100, 1000, 10_000], replicates=8)
+
+    def change(cell: Cell, arrays: Arrays) -> None:
+        arrays["converged"][...] = True
+        wobble = 1 + 0.01 * cell.replicate
+        arrays["loss"][...], arrays["normalised_loss"][...] = wobble * cell.n, wobble
+
+    slopes = measure_slopes(plan, stored(tmp_path / "s", plan, change)).set_index("quantity")
+    assert slopes.loc["loss", "law"] == "none of these"
+    assert slopes.loc["normalised_loss", "law"] == "constant"
+
+
 # --- expected rates
 
 

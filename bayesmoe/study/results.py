@@ -45,8 +45,8 @@ def measure_slopes(plan: Plan, results: xr.Dataset) -> pd.DataFrame:
     """Slopes of every quantity under each scenario, prior, gate, k and estimator.
 
     Columns: scenario, prior, gate, n_experts, estimator, quantity, cell, slope, low, high,
-    expected, expected_text, verdict, law (what the decay looks like, by `compare_decay`), n_used,
-    n_total.
+    expected, expected_text, verdict, law (what the decay looks like, by `DecayComparison.law`),
+    n_used, n_total.
     """
     rows = [case.identity | _measure(plan, case) for case in _cases(plan, results)]
     return pd.DataFrame(rows)
@@ -163,7 +163,7 @@ def _measure(plan: Plan, case: _Case) -> dict[str, Any]:
         "expected": row.expected.exponent,
         "expected_text": row.expected.text,
         "verdict": verdict(slope, row.expected),
-        "law": compare_decay(sizes, values, used).verdict,
+        "law": compare_decay(sizes, values, used).law,
         "n_used": slope.n_used,
         "n_total": slope.n_total,
     }

@@ -37,6 +37,9 @@ from bayesmoe.theory.rates import check_series
 LAWS = ("power law", "1/log n", "constant")
 #: the weight that a law needs to be named: 19 times that of the others
 DECISIVE = 0.95
+#: the misfit above which none of the laws describes the medians: in 33 600 simulated studies of
+#: which one was true, 3 to 8 sizes and 4 to 40 replicates, it was exceeded three times
+MISFIT = 10.0
 #: used replicates that every sample size needs: with fewer the variance of Student's t is infinite
 MIN_REPLICATES = 4
 
@@ -57,7 +60,7 @@ class DecayComparison(NamedTuple):
         Of the best power law, between -1 and -1/16; NaN if the weights are.
     misfit
         χ² of the best law over its degrees of freedom: far above one, none of the laws fits, and
-        the verdict is only about which is the least wrong; NaN if the weights are.
+        the verdict is only about which is the least wrong (`law`); NaN if the weights are.
     verdict
         One of `LAWS`; "this range of n cannot tell"; or "unknown" if there are no weights.
     n_used, n_total
@@ -70,6 +73,14 @@ class DecayComparison(NamedTuple):
     verdict: str
     n_used: int
     n_total: int
+
+    @property
+    def law(self) -> str:
+        """The verdict; "none of these" if even the best law misses the medians by far (`MISFIT`).
+
+        So of errors that grow, of which a constant is the least wrong, or fall faster than 1/n.
+        """
+        return "none of these" if self.misfit > MISFIT else self.verdict
 
 
 def compare_decay(n: ArrayLike, values: ArrayLike, used: ArrayLike) -> DecayComparison:
