@@ -135,6 +135,23 @@ def test_what_cannot_be_compared_is_refused() -> None:
         coverage(some, confidence=1.0)
 
 
+def test_a_truth_of_another_density_is_refused() -> None:
+    """Under the softmax gate the parameters of a truth with τ* = 2 are another law of Y."""
+    truth, model = bm.scenario("weak"), bm.moe("softmax", 2)
+    posterior = bm.sample_laplace(model, *truth.simulate(1, 100))
+    tempered_truth = bm.scenario("weak", "dense_to_sparse")
+    with pytest.raises(ValueError, match=r"softmax gate .* those of the dense-to-sparse gate"):
+        concentration(model, posterior, tempered_truth)
+    same = tempered_truth.measure.replace(
+        gate_slope=truth.measure.gate_slope, gate_intercept=truth.measure.gate_intercept,
+        temperature=1.0,
+    )  # fmt: skip
+    found = concentration(model, posterior, bm.Scenario("one", tempered_truth.gate, same))
+    pd.testing.assert_frame_equal(
+        found.parameters, concentration(model, posterior, truth).parameters
+    )
+
+
 @pytest.mark.slow
 def test_credible_intervals_cover_as_often_as_they_say_but_on_the_ray() -> None:
     """40 data sets; each count is binomial(40, 0.9): false alarms below 1e-4 a parameter."""

@@ -21,7 +21,11 @@ from bayesmoe.core.model import MoE
 from bayesmoe.core.validate import check_fraction
 from bayesmoe.diagnostics.alignment import align
 from bayesmoe.diagnostics.posterior import check_tree
-from bayesmoe.theory.identifiability import Information, expected_information
+from bayesmoe.theory.identifiability import (
+    Information,
+    expected_information,
+    has_true_density,
+)
 from bayesmoe.theory.voronoi import Truth, as_measure
 
 _NULL = 1e-9  # singular values of the root of the information, its diagonal scaled to one
@@ -76,8 +80,8 @@ def concentration(
     Raises
     ------
     ValueError
-        If the numbers of experts differ, the tree is not a posterior of the model, or ``level`` is
-        not between 0 and 1.
+        If the numbers of experts differ, the tree is not a posterior of the model, the true
+        parameters mean another density under the model's gate, or ``level`` is not between 0 and 1.
     """
     level = check_fraction("level", level)
     if model.n_experts != truth.measure.n_experts:
@@ -86,6 +90,12 @@ def concentration(
             "parameters can be compared one by one for equal numbers only: use bayesmoe.voronoi"
         )
     check_tree(model, posterior)
+    if not has_true_density(model.gate, truth.measure, truth):
+        raise ValueError(
+            f"the {model.gate.label} gate of the model does not have the true density at the true "
+            f"parameters, which are those of the {truth.gate.label} gate; pass the truth under the "
+            "model's gate"
+        )
     information = expected_information(model, truth.measure, truth.quadrature_x)
     draws = _free(information, as_measure(align(posterior, model.gate, truth.measure)))
     n = posterior["observed_data"].sizes["obs"]

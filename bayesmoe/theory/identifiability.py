@@ -281,12 +281,17 @@ def _check_shapes(model: MoE, measure: MixingMeasure, n_covariates: int) -> None
         )
 
 
-def _check_same_density(gate: Gate, measure: MixingMeasure, truth: Truth) -> None:
-    """Raise ValueError unless the model has the true density there."""
+def has_true_density(gate: Gate, measure: MixingMeasure, truth: Truth) -> bool:
+    """Whether the gate has the true density at a measure."""
     rule = joint_rule(truth.gate, truth.measure, truth.quadrature_x, 2)
     ours = pointwise_log_density(gate, measure, rule.x, rule.y)
     theirs = pointwise_log_density(truth.gate, truth.measure, rule.x, rule.y)
-    if not np.max(np.abs(ours - theirs)) <= _SAME:
+    return bool(np.max(np.abs(ours - theirs)) <= _SAME)
+
+
+def _check_same_density(gate: Gate, measure: MixingMeasure, truth: Truth) -> None:
+    """Raise ValueError unless the model has the true density there."""
+    if not has_true_density(gate, measure, truth):
         mend = "; raise top_k by the number of experts added" if gate.subset_size else ""
         raise ValueError(
             f"the {gate.label} gate with {measure.n_experts} experts does not have the true "
