@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import xarray as xr
 from fabricated import fabricate, make_plan
 
+import bayesmoe as bm
 from bayesmoe.report._tables import run_rows
 from bayesmoe.study.columns import Arrays
 from bayesmoe.study.dataset import load_results
@@ -87,3 +89,16 @@ def test_theory_speaks_of_shared_cells_only_where_there_are_experts_to_spare() -
         assert expected_rate(gate, block, 1) == expected_rate(gate, block, 1, "shared")
         assert expected_rate(gate, block, 1, "single").exponent == -0.5
         assert np.isnan(expected_rate(gate, block, 2).exponent)
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_theory_of_a_top_k_gate_with_experts_to_spare_asks_for_a_larger_k(top_k: int) -> None:
+    """Nguyen et al. (ICLR 2024): at least K plus the number of experts added."""
+    truth = scenario("lambda", "top_k_sparse", top_k=top_k)
+    with pytest.raises(ValueError, match="raise top_k by the number of experts added"):
+        bm.identify(bm.moe(truth.gate, 3), truth)
+    assert expected_rate(truth.gate, "slope", 0).exponent == -0.5
+    for block, cell in itertools.product(("slope", "intercept"), ("single", "shared")):
+        assert np.isnan(expected_rate(truth.gate, block, 1, cell).exponent)
+    loss = expected_rate(truth.gate, "loss", 1).exponent
+    assert loss == 0 if top_k == 1 else np.isnan(loss)  # the ray of K = 1 is there all the same

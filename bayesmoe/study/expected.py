@@ -18,7 +18,8 @@ def expected_rate(gate: Gate, quantity: str, surplus: int, cell: str | None = No
     both kinds, and so is its rate.
 
     Theory is silent on fewer experts, on cells that are shared though there are none to spare,
-    which leave others empty, and on those that may hold more than two atoms.
+    which leave others empty, and on those that may hold more than two atoms. With experts to spare
+    that of top-K gates asks for as many more active ones, while a study fits the truth's K.
     """
     own = cell if quantity in PARAMETER_BLOCKS and quantity != "temperature" else None
     slower = surplus > 0 and own != "single"
@@ -26,4 +27,6 @@ def expected_rate(gate: Gate, quantity: str, surplus: int, cell: str | None = No
         return _UNKNOWN
     if surplus > 1 and slower and quantity in PARAMETER_BLOCKS:
         return _UNKNOWN
-    return gate.expected_rate(quantity, over_specified=slower)
+    rate = gate.expected_rate(quantity, over_specified=slower)
+    narrow = surplus > 0 and gate.subset_size is not None
+    return _UNKNOWN if narrow and rate.exponent else rate
