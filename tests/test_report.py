@@ -976,6 +976,7 @@ def test_headline_has_an_answer_per_gate_and_k_with_the_numbers_of_the_slopes(
     ("values", "words"),
     [
         ((0.5, 0.2, 0.8), "grows for MAP 0.50 [0.20, 0.80]."),
+        ((0.5, -0.05, 1.0), "does not fall for MAP 0.50 [−0.05, 1.00]."),
         ((-0.5, np.nan, np.nan), "no interval for MAP −0.50."),
         ((np.nan, np.nan, np.nan), "no slope for MAP."),
     ],

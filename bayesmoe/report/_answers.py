@@ -14,7 +14,7 @@ from bayesmoe.report.style import ESTIMATOR_LABELS, estimate, number, size_text
 from bayesmoe.study.early_em import measure_gaps
 from bayesmoe.theory.rates import NEGLIGIBLE
 
-_VERBS = ("falls", "stays flat", "grows", "unclear", "no interval", "no slope")
+_VERBS = ("falls", "stays flat", "grows", "does not fall", "unclear", "no interval", "no slope")
 
 
 class Answer(NamedTuple):
@@ -28,8 +28,8 @@ def headline(study: xr.Dataset, slopes: pd.DataFrame) -> list[Answer]:
     """One answer for each gate and fitted k: what becomes of the losses, and of τ.
 
     Something falls if the whole interval of its slope lies below -`NEGLIGIBLE`, grows if it lies
-    above `NEGLIGIBLE`, and stays flat if it lies above -`NEGLIGIBLE` otherwise; else the runs leave
-    it unclear.
+    above `NEGLIGIBLE`, and stays flat if it lies between the two. It does not fall if the interval
+    lies above -`NEGLIGIBLE` but leaves open whether it grows; else the runs leave it unclear.
 
     Parameters
     ----------
@@ -107,7 +107,9 @@ def _verb(row: pd.Series) -> str:
         return "falls"
     if low > NEGLIGIBLE:
         return "grows"
-    return "stays flat" if low >= -NEGLIGIBLE else "unclear"
+    if low >= -NEGLIGIBLE:
+        return "stays flat" if high <= NEGLIGIBLE else "does not fall"
+    return "unclear"
 
 
 def _clause(verb: str, same: Sequence[pd.Series]) -> str:
