@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import arviz_base
 import jax
 import numpy as np
 import pytest
+import xarray as xr
 from conftest import CASE, GateCase
 from xarray import DataTree
 
@@ -130,7 +132,39 @@ def test_a_coordinate_in_which_experts_agree_does_not_decide() -> None:
     assert_same(align(estimate, case.gate(2), reference), estimate)
 
 
-def make_tree(draws: bm.MixingMeasure) -> DataTree:
+@pytest.mark.parametrize("origin", [0.0, 2000.0])
+@pytest.mark.parametrize("kind", ["measure", "tree"])
+def test_names_do_not_depend_on_where_covariates_are_counted_from(
+    origin: float, kind: str, rng: np.random.Generator
+) -> None:
+    """Parallel lines, 15 standard deviations apart, over years: slopes are noise."""
+    case, shape, levels = CASE["softmax"], (2, 200), np.array([0.0, 1.5])
+    x = origin + np.linspace(-15, 15, 31)
+
+    def measure(slope: np.ndarray, level: np.ndarray) -> bm.MixingMeasure:
+        gate = np.zeros((*slope.shape, 1)), np.zeros(slope.shape), np.ones(slope.shape[:-1])
+        variance = np.full(slope.shape, 0.09)
+        return bm.MixingMeasure(*gate, slope[..., None], level - slope * origin, variance)
+
+    noise = rng.standard_normal((2, *shape, 2))
+    draws = measure(0.02 + 0.008 * noise[0], levels + 0.1 * noise[1])
+    reference = measure(np.array([0.022, 0.018]), levels)
+    if kind == "measure":
+        assert_same(align(draws, case.gate(2), reference, x), draws)
+        return
+    tree = make_tree(draws, ["year"])
+    tree["constant_data"] = xr.Dataset({"x": (("covariate", "obs"), x[None])})
+    got = align(tree, case.gate(2), reference)["posterior"].to_dataset()
+    assert_same(bm.MixingMeasure(**{name: got[name].to_numpy() for name in FIELDS}), draws)
+
+
+def test_covariates_of_other_data_are_refused() -> None:
+    measure = separated(CASE["softmax"], 2)
+    with pytest.raises(ValueError, match="x has 1 covariates, the estimate 2"):
+        align(measure, CASE["softmax"].gate(2), measure, np.arange(3.0))
+
+
+def make_tree(draws: bm.MixingMeasure, covariates: Sequence[str] = ("age", "dose")) -> DataTree:
     shape = draws.batch_shape
     total = np.arange(np.prod(shape), dtype=float).reshape(shape)
     dims = {"gate_slope": ["expert", "covariate"], "gate_intercept": ["expert"]}
@@ -138,7 +172,7 @@ def make_tree(draws: bm.MixingMeasure) -> DataTree:
     return arviz_base.from_dict(
         {"posterior": blocks_of(draws), "sample_stats": {"log_likelihood": total}},
         dims=dims,
-        coords={"expert": np.arange(draws.n_experts), "covariate": ["age", "dose"]},
+        coords={"expert": np.arange(draws.n_experts), "covariate": list(covariates)},
         attrs={"/": {"status": "converged"}},
     )
 

@@ -6,33 +6,44 @@ from typing import overload
 
 import numpy as np
 import numpy.typing as npt
+from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 from xarray import DataTree
 
 from bayesmoe.core.gate import Gate
 from bayesmoe.core.measure import FIELDS, MixingMeasure
+from bayesmoe.core.validate import check_covariates
 
 Floats = npt.NDArray[np.float64]
 
 
 @overload
-def align(estimate: DataTree, gate: Gate, reference: MixingMeasure) -> DataTree: ...
+def align(
+    estimate: DataTree, gate: Gate, reference: MixingMeasure, x: ArrayLike | None = None
+) -> DataTree: ...
 
 
 @overload
-def align(estimate: MixingMeasure, gate: Gate, reference: MixingMeasure) -> MixingMeasure: ...
+def align(
+    estimate: MixingMeasure, gate: Gate, reference: MixingMeasure, x: ArrayLike | None = None
+) -> MixingMeasure: ...
 
 
 def align(
-    estimate: DataTree | MixingMeasure, gate: Gate, reference: MixingMeasure
+    estimate: DataTree | MixingMeasure,
+    gate: Gate,
+    reference: MixingMeasure,
+    x: ArrayLike | None = None,
 ) -> DataTree | MixingMeasure:
     """Estimates or draws with their experts named as in ``reference``.
 
-    Each is relabelled, by an element of the gate's gauge, so that its experts' lines and log
-    variances are nearest to the reference's in least squares, in units of their overall spread.
-    Densities do not change. Where the gate allows it, the reference expert may become another one,
-    and its gate parameters are moved to zero; otherwise it keeps its place. A prior may know which
-    it was: of draws, ``sample_stats`` keeps it as ``reference``.
+    Each is relabelled, by an element of the gate's gauge, so that its experts' slopes, levels and
+    log variances are nearest to the reference's in least squares, in units of their overall spread.
+    Levels are of the lines at the mean of the covariates: intercepts, where the covariates are far
+    from zero as years are, say no more than slopes do. Densities do not change. Where the gate
+    allows it, the reference expert may become another one, and its gate parameters are moved to
+    zero; otherwise it keeps its place. A prior may know which it was: of draws, ``sample_stats``
+    keeps it as ``reference``.
 
     Parameters
     ----------
@@ -42,6 +53,9 @@ def align(
         The model's gate.
     reference
         A single measure with as many experts, for instance a MAP estimate.
+    x
+        Covariates ``(n, d)`` or ``(n,)`` that estimates are of. A tree has its own; of a measure
+        without them the levels are intercepts.
 
     Raises
     ------
@@ -51,11 +65,13 @@ def align(
     """
     if isinstance(estimate, MixingMeasure):
         fields = {name: np.asarray(getattr(estimate, name)) for name in FIELDS}
-        return MixingMeasure(**_aligned(gate, fields, reference)[0])
+        return MixingMeasure(**_aligned(gate, fields, reference, _middle(x))[0])
     group = estimate["posterior"].to_dataset()
     arrays = {name: group[name].transpose("chain", "draw", ...) for name in FIELDS}
     fields = {name: array.to_numpy() for name, array in arrays.items()}
-    aligned, order = _aligned(gate, fields, reference)
+    if x is None and "constant_data" in estimate.children:
+        x = estimate["constant_data"]["x"].transpose("obs", "covariate").to_numpy()
+    aligned, order = _aligned(gate, fields, reference, _middle(x))
     # where the expert that was the reference is now
     place = np.argmax(order == _reference(estimate)[..., None], axis=-1)
     result = estimate.copy()
@@ -90,8 +106,13 @@ def _reference(estimate: DataTree) -> npt.NDArray[np.int_]:
     return np.full((sizes["chain"], sizes["draw"]), sizes["expert"] - 1)
 
 
+def _middle(x: ArrayLike | None) -> Floats | None:
+    """The mean of the covariates, ``(d,)``; None where they are not known."""
+    return None if x is None else np.asarray(check_covariates(x)).mean(axis=0)
+
+
 def _aligned(
-    gate: Gate, fields: dict[str, Floats], reference: MixingMeasure
+    gate: Gate, fields: dict[str, Floats], reference: MixingMeasure, middle: Floats | None
 ) -> tuple[dict[str, Floats], npt.NDArray[np.int_]]:
     """The fields aligned, and the expert that takes each place, shape ``(..., k)``."""
     shape = fields["slope"].shape
@@ -100,7 +121,9 @@ def _aligned(
             f"the estimate has (k, d) = {shape[-2:]}, the reference {reference.slope.shape}; "
             "use a single measure of the same model"
         )
-    order = _nearest(gate, _flat(fields), reference)
+    if middle is not None and middle.shape != shape[-1:]:
+        raise ValueError(f"x has {len(middle)} covariates, the estimate {shape[-1]}")
+    order = _nearest(gate, _flat(fields), reference, np.zeros(()) if middle is None else middle)
     return _in_order(gate, fields, order), order.reshape(shape[:-1])
 
 
@@ -117,11 +140,13 @@ def _flat(fields: dict[str, Floats]) -> dict[str, Floats]:
     return {name: values.reshape(-1, *values.shape[batch:]) for name, values in fields.items()}
 
 
-def _nearest(gate: Gate, draws: dict[str, Floats], reference: MixingMeasure) -> np.ndarray:
+def _nearest(
+    gate: Gate, draws: dict[str, Floats], reference: MixingMeasure, middle: Floats
+) -> np.ndarray:
     """For every draw the expert that takes each place, shape ``(m, k)``."""
-    atoms = _atoms(draws["slope"], draws["intercept"], draws["variance"])
+    atoms = _atoms(draws["slope"], draws["intercept"], draws["variance"], middle)
     blocks = (reference.slope, reference.intercept, reference.variance)
-    target = _atoms(*(np.asarray(block) for block in blocks))
+    target = _atoms(*(np.asarray(block) for block in blocks), middle)
     if not (np.all(np.isfinite(atoms)) and np.all(np.isfinite(target))):
         raise ValueError(
             "an expert of the estimate or the reference has a slope, intercept or variance that is "
@@ -141,8 +166,9 @@ def _nearest(gate: Gate, draws: dict[str, Floats], reference: MixingMeasure) -> 
     return order
 
 
-def _atoms(slope: Floats, intercept: Floats, variance: Floats) -> Floats:
-    return np.concatenate([slope, intercept[..., None], np.log(variance)[..., None]], axis=-1)
+def _atoms(slope: Floats, intercept: Floats, variance: Floats, middle: Floats) -> Floats:
+    level = intercept + np.sum(slope * middle, axis=-1)
+    return np.concatenate([slope, level[..., None], np.log(variance)[..., None]], axis=-1)
 
 
 def _relabel(gate: Gate, draws: dict[str, Floats], order: np.ndarray) -> dict[str, Floats]:

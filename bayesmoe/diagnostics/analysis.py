@@ -97,7 +97,7 @@ def analyse(
         table,
         mle,
         map_,
-        align(mle.measure, model.gate, map_.measure),
+        align(mle.measure, model.gate, map_.measure, x),
         whole,
         check_posterior(model, whole),
         axis,

@@ -137,7 +137,7 @@ def _assemble(fits: DataTree, posterior: DataTree) -> StoredFit:
     if data_digest(table) != fits.attrs["data_digest"]:
         raise StoredFitError(f"{FITS} and {POSTERIOR} are not of the same data; fit again")
     mle, map_ = (stored_fit(fits[name].to_dataset()) for name in ("mle", "map"))
-    named = align(mle.measure, model.gate, map_.measure)
+    named = align(mle.measure, model.gate, map_.measure, table.x.to_numpy())
     checks = stored_checks(fits["checks"].to_dataset())
     axis = _axis(fits["axis"].to_dataset()) if "axis" in fits.children else None
     return StoredFit(request, Analysis(model, table, mle, map_, named, posterior, checks, axis))
