@@ -42,9 +42,37 @@ def on_a_ray(spread: float) -> DataTree:
             "posterior": fields(rng, (beta1, beta0, tau), 0.1),
             "prior": fields(rng, prior, 1.0),
             "sample_stats": {"lp": rng.normal(size=SHAPE)},
+            "constant_data": {"x": np.linspace(-1, 1, 11)[:, None]},
         },
         dims=DIMS,
     )
+
+
+def counted_from(tree: DataTree, origin: float) -> DataTree:
+    """The same lines and logits of covariates that are larger by ``origin``."""
+    moved = tree.copy()
+    for group in ("posterior", "prior"):
+        draws = tree[group].to_dataset()
+        names = {"intercept": "slope", "gate_intercept": "gate_slope"}
+        changed = {name: draws[name] - origin * draws[slope].isel(covariate=0)
+                   for name, slope in names.items()}  # fmt: skip
+        moved[group] = DataTree(draws.assign(changed))
+    moved["constant_data"] = tree["constant_data"].to_dataset() + origin
+    return moved
+
+
+def off_the_ray(slope: float, intercept: float) -> DataTree:
+    """A gate whose slope and intercept keep these shares of their priors' spreads."""
+    rng = np.random.default_rng(1)
+    shares = (slope, intercept), (1.0, 1.0)
+    parts = [
+        fields(rng, (*(share * rng.normal(size=SHAPE) for share in own), np.ones(SHAPE)), sd)
+        for own, sd in zip(shares, (0.1, 1.0), strict=True)
+    ]
+    groups = dict(zip(("posterior", "prior"), parts, strict=True))
+    groups["sample_stats"] = {"lp": rng.normal(size=SHAPE)}
+    groups["constant_data"] = {"x": np.linspace(-1, 1, 11)[:, None]}
+    return arviz_base.from_dict(groups, dims=DIMS)
 
 
 def test_spreads_are_ratios_of_standard_deviations_and_of_those_of_logarithms() -> None:
@@ -69,6 +97,21 @@ def test_what_is_narrower_than_the_threshold_is_determined() -> None:
     narrow = determination(GATE, on_a_ray(0.15))
     assert narrow.left_to_the_prior == ()
     assert 0.15 * np.sqrt(6) < LEFT_TO_THE_PRIOR < 0.3 * np.sqrt(6)
+
+
+@pytest.mark.parametrize("origin", [0.0, 2000.0])
+def test_what_is_determined_does_not_depend_on_where_covariates_are_counted_from(
+    origin: float,
+) -> None:
+    """At year zero slope and intercept are one direction, and the prior's is as wide in it."""
+    softmax = make_gate("softmax")
+    determined = counted_from(off_the_ray(0.4, 0.1), origin)
+    assert determination(softmax, determined).left_to_the_prior == ()
+    (direction,) = determination(
+        softmax, counted_from(off_the_ray(0.1, 0.9), origin)
+    ).left_to_the_prior
+    assert direction.parameters == ("gate_intercept[0]",)
+    assert direction.ratio == pytest.approx(0.9, rel=0.05)
 
 
 def test_a_tree_without_a_prior_is_refused() -> None:

@@ -1,10 +1,10 @@
 """What did the data determine? The posterior's spread in units of the prior's.
 
 Experts are named as in the densest draw, modulo the gate's gauge; positive parameters are judged by
-their logarithms. With every free parameter in units of its prior's spread the prior is as wide in
-all directions; the principal axes along which the posterior is nearly as wide are those that the
-data leave to the prior, whether they are single parameters or several that only move together, as
-on a ray.
+their logarithms. With every free parameter in units of its prior's spread, intercepts being those
+at the mean of the covariates, the prior is as wide in all directions; the principal axes along
+which the posterior is nearly as wide are those that the data leave to the prior, whether they are
+single parameters or several that only move together, as on a ray.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from xarray import DataTree
 
 from bayesmoe.core.gate import Gate
 from bayesmoe.core.measure import FIELDS, MixingMeasure
+from bayesmoe.core.scaling import Scaling
 from bayesmoe.core.selection import Selection
 from bayesmoe.diagnostics.alignment import align
 from bayesmoe.diagnostics.posterior import tree_selection
@@ -50,7 +51,8 @@ class Determination(NamedTuple):
         ``posterior`` (standard deviations, of the normal laws with the same quartiles) and their
         ``ratio``.
     left_to_the_prior
-        The directions whose ratio is above `LEFT_TO_THE_PRIOR`, the widest first.
+        The directions whose ratio is above `LEFT_TO_THE_PRIOR`, the widest first; in these,
+        intercepts are those at the mean of the covariates.
     """
 
     spreads: pd.DataFrame
@@ -65,7 +67,7 @@ def determination(gate: Gate, tree: DataTree) -> Determination:
     gate
         The model's gate.
     tree
-        A posterior with the group ``prior``, as `sample_predictive` adds it.
+        A posterior with the data and the group ``prior``, as `sample_predictive` adds it.
 
     Raises
     ------
@@ -75,14 +77,37 @@ def determination(gate: Gate, tree: DataTree) -> Determination:
     if "prior" not in tree.children:
         raise ValueError("the tree has no group 'prior'; add it with bayesmoe.sample_predictive")
     named = align(tree, gate, densest_draw(tree))
-    selection = tree_selection(tree)
-    posterior, prior = (
-        _on_the_line(free_parameters(named[group], gate, selection))
-        for group in ("posterior", "prior")
+    selection, scaling = tree_selection(tree), _scaling(gate, tree)
+    parts = [named[group] for group in ("posterior", "prior")]
+    posterior, prior, about, prior_about = (
+        _on_the_line(free_parameters(part, gate, selection))
+        for part in (*parts, *(_about_the_mean(part, scaling) for part in parts))
     )
     spreads = pd.DataFrame({"prior": _spread(prior), "posterior": _spread(posterior)})
     spreads = spreads.rename_axis("parameter").assign(ratio=spreads["posterior"] / spreads["prior"])
-    return Determination(spreads, _directions(posterior, spreads["prior"]))
+    return Determination(spreads, _directions(about, _spread(prior_about)))
+
+
+def _scaling(gate: Gate, tree: DataTree) -> Scaling:
+    """Where the covariates lie, by which the prior was made."""
+    x = tree["constant_data"]["x"].transpose("obs", "covariate").to_numpy()
+    return Scaling.from_data(gate, x, None)
+
+
+def _about_the_mean(group: Any, scaling: Scaling) -> DataTree:
+    """The draws with their lines and logits given by the values at the mean of the covariates.
+
+    Of these and of slopes the prior is independent. At the origin it is not: far from the data, as
+    at the year zero, an intercept is a slope times the distance, and nothing else.
+    """
+    dataset = group.to_dataset()
+    shifts = {"intercept": ("slope", scaling.x_shift)}
+    shifts["gate_intercept"] = ("gate_slope", scaling.gate_shift)
+    moved = {
+        name: dataset[name] + dataset[slope].dot(xr.DataArray(np.asarray(shift), dims="covariate"))
+        for name, (slope, shift) in shifts.items()
+    }
+    return DataTree(dataset.assign(moved))
 
 
 def densest_draw(tree: DataTree) -> MixingMeasure:
