@@ -50,6 +50,7 @@ def make_draws(**changes: Floats) -> Draws:
         n_steps=jnp.asarray(zeros),
         most_steps=jnp.asarray(zeros),
         thinning=1,
+        unthinned_energy=zeros,
         step_size=jnp.zeros(shape[0]),
         mode_weights=np.ones(1),
         start_modes=np.zeros(shape[0], int),

@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arviz_stats.base import array_stats
 from conftest import CASE
 from hills import TwoHills
 
 import bayesmoe as bm
 from bayesmoe.core.layout import Layout
+from bayesmoe.diagnostics.sampler_checks import check_energy
 from bayesmoe.inference import patience
 from bayesmoe.inference.chart import Chart
 from bayesmoe.inference.kernel import Chain, Length, Pace
@@ -108,7 +110,7 @@ class Wave:
         end = first + thinning * self.n_draws
         values = self.whole[:, first:end][:, thinning - 1 :: thinning]
         ones = np.ones(values.shape)
-        chain: Any = Chain(values[..., None], values, ones, ones, thinning * ones, ones, 0 * ones)
+        chain: Any = Chain(values[..., None], values, values, ones, thinning * ones, ones, 0 * ones)
         return Stretch(chain, None, end)
 
 
@@ -125,11 +127,12 @@ def restore(chain: Chain) -> Sampled:
 def test_no_more_transitions_than_help(worth: float, thinning: int) -> None:
     """Draws are worth twice as much when twice as many transitions lead to each."""
     wave = Wave(worth)
-    stretch, _, found = sample_patiently(wave, 20, restore)
+    stretch, _, found, energy = sample_patiently(wave, 20, restore)
     assert (found, wave.n_stretches) == (thinning, {1: 1, 2: 2, 4: 3}[thinning])
     kept = wave.whole[:, 20 : 20 + thinning * wave.n_draws][:, thinning - 1 :: thinning]
     np.testing.assert_array_equal(stretch.chains.lp, kept)
     assert np.all(np.asarray(stretch.chains.n_steps) == thinning)
+    np.testing.assert_array_equal(energy, wave.whole[:, 20 : 20 + wave.n_draws])
 
 
 def test_chains_that_never_move_do_not_go_on() -> None:
@@ -162,4 +165,24 @@ def test_draws_are_those_of_a_longer_run(
         wanted = np.asarray(getattr(whole, name))[:, every]
         np.testing.assert_allclose(getattr(draws, name), wanted, rtol=1e-6, err_msg=name)
     np.testing.assert_allclose(draws.step_size, whole.step_size)
+    np.testing.assert_allclose(draws.unthinned_energy, whole.energy[:, :N], rtol=1e-6)
     assert np.sum(draws.n_steps) == np.sum(whole.n_steps)
+
+
+@pytest.mark.slow
+def test_the_energy_of_thinned_chains_is_judged_by_transitions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of draws that several transitions lead to it changes more than NUTS makes it change."""
+    x, y = bm.scenario("lambda").simulate(1, 50)
+    model, n = bm.moe("softmax", 1), 50
+    monkeypatch.setattr(patience, "ENOUGH", 0.0)
+    whole = bm.sample_posterior(model, x, y, key=2, n_chains=2, n_warmup=100, n_draws=n)
+    monkeypatch.setattr(patience, "ENOUGH", np.inf)
+    monkeypatch.setattr(patience, "_PROMISING", 0.0)
+    thin = bm.sample_posterior(model, x, y, key=2, n_chains=2, n_warmup=100, n_draws=n)
+    assert (thin.attrs["thinning"], "bfmi" in whole.attrs) == (MOST_THINNING, False)
+    one, other = (check_energy(tree) for tree in (whole, thin))
+    assert other.value == pytest.approx(one.value, rel=1e-6)
+    of_draws = array_stats.bfmi(thin["sample_stats"]["energy"].values).min()
+    assert abs(of_draws - one.value) > 0.05

@@ -10,6 +10,7 @@ from typing import Any
 import arviz_base
 import jax
 import numpy as np
+from arviz_stats.base import array_stats
 from jax import Array
 from jax.typing import ArrayLike
 from xarray import DataTree
@@ -124,6 +125,8 @@ def sample_posterior(
         "min_ess": evidence.min_ess,
         "divergences": evidence.divergences,
     }
+    if draws.thinning > 1:  # the energy's changes are those of transitions, not of draws
+        attributes["bfmi"] = float(np.min(array_stats.bfmi(draws.unthinned_energy)))
     return _tree(model, x, y, draws, _sample_stats(draws), attributes)
 
 

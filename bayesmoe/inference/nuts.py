@@ -57,6 +57,9 @@ class Draws(NamedTuple):
         divergent transitions.
     thinning
         Transitions for each draw.
+    unthinned_energy
+        The Hamiltonian of as many transitions that follow each other: of chains that are not
+        thinned the same as ``energy``.
     step_size
         Of each chain after warm-up, shape ``(chain,)``.
     mode_weights
@@ -84,6 +87,7 @@ class Draws(NamedTuple):
     most_steps: Array
     n_diverging: Array
     thinning: int
+    unthinned_energy: np.ndarray
     step_size: Array
     mode_weights: np.ndarray
     start_modes: np.ndarray
@@ -167,7 +171,7 @@ def sample_chains(
     def restore(draws: Chain) -> Sampled:
         return posterior.restore(draws.u, draws.lp)
 
-    stretch, restored, thinning = sample_patiently(chains, n_warmup, restore)
+    stretch, restored, thinning, energy = sample_patiently(chains, n_warmup, restore)
     evidence = stretch.chains._asdict()
     del evidence["u"]
     return Draws(
@@ -175,6 +179,7 @@ def sample_chains(
         **evidence,
         step_size=stretch.step_size,
         thinning=thinning,
+        unthinned_energy=energy,
         **around(stretch)._asdict(),
     )
 

@@ -29,11 +29,15 @@ _PROMISING = 0.025
 
 
 class Sample(NamedTuple):
-    """Draws of all chains, on the scale of the data too, and how many transitions lead to each."""
+    """Draws of all chains, on the scale of the data too, and how many transitions lead to each.
+
+    ``energy`` is that of as many transitions that follow each other, ``(chain, draw)``.
+    """
 
     stretch: Stretch
     restored: Sampled
     thinning: int
+    energy: np.ndarray
 
 
 def sample_patiently(chains: Chains, n_warmup: int, restore: Callable[[Chain], Sampled]) -> Sample:
@@ -49,12 +53,12 @@ def sample_patiently(chains: Chains, n_warmup: int, restore: Callable[[Chain], S
         Gives draws on the scale of the data.
     """
     stretch, thinning = chains.advance(chains.begin(), Pace(n_warmup, 1)), 1
-    restored = restore(stretch.chains)
+    restored, energy = restore(stretch.chains), np.asarray(stretch.chains.energy)
     while thinning < MOST_THINNING and _PROMISING <= _worth(restored.watched) < ENOUGH:
         stretch = _joined(stretch, chains.advance(stretch.ends, Pace(0, thinning)))
         restored = restore(stretch.chains)
         thinning *= 2
-    return Sample(stretch, restored, thinning)
+    return Sample(stretch, restored, thinning, energy)
 
 
 def _worth(quantities: np.ndarray) -> float:
