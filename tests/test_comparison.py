@@ -179,6 +179,18 @@ def test_parameters_that_change_no_density_do_not_count(label: str, kind: str) -
     assert n_undetermined(bm.moe("softmax", 2, gate_covariates=(), expert_covariates=()), x) == 0
 
 
+@pytest.mark.parametrize("origin", [0.0, 2000.0, 2451545.0, 1e8])
+def test_collinear_covariates_do_not_count_twice_wherever_they_are_counted_from(
+    origin: float, rng: np.random.Generator
+) -> None:
+    """Two calendars: their sum is rounded, by more than the rank of their deviations forgives."""
+    x = rng.normal(size=200)
+    model, both = bm.moe("softmax", 2), np.column_stack([origin + x, x])
+    assert n_undetermined(model, both) == 3
+    apart = both + 1e-5 * np.column_stack([np.zeros(200), rng.normal(size=200)])
+    assert n_undetermined(model, apart) == 0
+
+
 @pytest.mark.slow
 def test_a_covariate_given_twice_changes_no_criterion() -> None:
     model = bm.moe("softmax", 2)

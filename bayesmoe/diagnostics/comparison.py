@@ -293,11 +293,22 @@ def _gate_deficiency(gate: Gate, x: np.ndarray) -> int:
 
 
 def _deficiency(x: np.ndarray, *, shifted: bool) -> int:
-    """How many columns are combinations of others, or if ``shifted`` of others and a constant."""
+    """How many columns are combinations of others, or if ``shifted`` of others and a constant.
+
+    They are as far as rounding tells: values far from zero, as dates are, have been rounded by
+    more than what is left of them once their mean is taken off.
+    """
+    rounding = np.finfo(float).eps * np.max(np.abs(x), axis=0, initial=0.0)
     if shifted:
         x = x - x.mean(axis=0)
+        x = x - x.mean(axis=0)  # the first mean is rounded itself
     size = np.linalg.norm(x, axis=0)
-    return x.shape[1] - int(np.linalg.matrix_rank(x / np.where(size > 0, size, 1.0)))
+    unit = np.where(size > 0, size, 1.0)
+    singular = np.linalg.svd(x / unit, compute_uv=False)
+    # that of NumPy's rank, and the norm of what rounding may have changed
+    least = max(x.shape) * np.finfo(float).eps * np.max(singular, initial=0.0)
+    least += np.sqrt(len(x)) * np.linalg.norm(rounding / unit)
+    return x.shape[1] - int(np.sum(singular > least))
 
 
 def _batch_of_one(measure: MixingMeasure) -> MixingMeasure:
