@@ -145,8 +145,10 @@ def _nearest(
 ) -> np.ndarray:
     """For every draw the expert that takes each place, shape ``(m, k)``."""
     atoms = _atoms(draws["slope"], draws["intercept"], draws["variance"], middle)
-    blocks = (reference.slope, reference.intercept, reference.variance)
-    target = _atoms(*(np.asarray(block) for block in blocks), middle)
+    slope, intercept, variance = (
+        np.asarray(block) for block in (reference.slope, reference.intercept, reference.variance)
+    )
+    target = _atoms(slope, intercept, variance, middle)
     if not (np.all(np.isfinite(atoms)) and np.all(np.isfinite(target))):
         raise ValueError(
             "an expert of the estimate or the reference has a slope, intercept or variance that is "
