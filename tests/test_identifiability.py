@@ -447,3 +447,16 @@ def test_a_block_is_as_slow_as_its_slowest_parameter() -> None:
         rate = _block_rate(parameters, "slope", profiles, 1)
         assert rate.text == text
         assert not profiles or rate.parameter in profiles
+
+
+@pytest.mark.parametrize("share", [48, 1])
+def test_no_level_of_a_covariate_is_left_out(share: int) -> None:
+    """Of a grid in which 0 and 1 take turns, and of a level that one point in 96 has."""
+    plane, line = bm.scenario("plane"), (np.arange(96) + 0.5) / 96
+    level = np.zeros(96)
+    level[1 :: 96 // share] = 1.0
+    x = np.column_stack([line, level])
+    information = information_of(Parameters.of(plane.gate, plane.measure), x)
+    near = Neighbourhood.of(information, x)
+    assert set(near.rule.x[:, 1]) == {0.0, 1.0}
+    assert near.profile(information.names.index("slope[0, 1]")).order == 2

@@ -42,6 +42,7 @@ DISPLACEMENTS = 0.08 * 0.5 ** np.arange(12)
 FEWEST = 7
 
 _POINTS_X, _NODES = 24, 6  # the exponent does not depend on the law of X or on the rule
+_GAP = 1 / 3  # of a covariate's range, that points of X may be from the nearest one that is used
 _ZERO = 1e-26  # a divergence that is rounding alone
 _SMALL = 1e-18  # further down a minimum is not found to many digits
 _STEADY = 0.25  # how much the last local exponents may differ for a verdict
@@ -120,9 +121,9 @@ class Neighbourhood:
 
     @classmethod
     def of(cls, information: Information, x: np.ndarray) -> Neighbourhood:
-        """Around the information's measure, for X on a subset of the points x ``(m, d)``."""
+        """Around the information's measure, for X on some of the points x ``(m, d)``."""
         parameters = information.parameters
-        few = x[:: max(1, len(x) // _POINTS_X)]
+        few = _subset(x)
         rule = joint_rule(parameters.gate, parameters.origin, few, _NODES)
         # experts that coincide have empty intervals between their breakpoints
         rule = Rule(*(part[rule.weight > 0] for part in rule))
@@ -246,6 +247,29 @@ class Neighbourhood:
         except _Zero as zero:
             return 0.0, reach * np.tanh(zero.place)
         return float(found.cost), reach * np.tanh(found.x)
+
+
+def _subset(x: np.ndarray) -> np.ndarray:
+    """About `_POINTS_X` of the points x ``(m, d)``, and more where these leave out a part of them.
+
+    Every so manieth point of a grid may have one and the same value of a covariate, whose
+    parameters would then look flat; and so might those of a level that few points have.
+    """
+    step, span = max(1, len(x) // _POINTS_X), np.ptp(x, axis=0)
+    scaled, chosen = x / np.where(span > 0, span, 1.0), list(range(0, len(x), step))
+    distance = np.min([_distances(scaled, i) for i in chosen], axis=0)
+    for _ in range(_POINTS_X):
+        farthest = int(np.argmax(distance))
+        if distance[farthest] <= _GAP:
+            break
+        chosen.append(farthest)
+        distance = np.minimum(distance, _distances(scaled, farthest))
+    return x[chosen]
+
+
+def _distances(points: np.ndarray, index: int) -> np.ndarray:
+    """Of all points from one of them, by the coordinate in which they differ most: ``(m,)``."""
+    return np.max(np.abs(points - points[index]), axis=1)
 
 
 class _Zero(Exception):  # noqa: N818 - good news
