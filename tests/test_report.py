@@ -31,6 +31,7 @@ from bayesmoe.inference.outcome import Status
 from bayesmoe.report import figures as report
 from bayesmoe.report._answers import NEGLIGIBLE, headline
 from bayesmoe.report._layout import spread_out
+from bayesmoe.report._local_slopes import local_slopes
 from bayesmoe.report._study import chunks
 from bayesmoe.report._tables import at_floor, left_out, once
 from bayesmoe.report.html import _CAPTIONS, powers_html, rate_html, render_study
@@ -627,6 +628,15 @@ def test_local_slopes_are_those_of_neighbouring_sizes(
     lines = [line for line in panel.get_lines() if line.get_label() == "map"]
     normalised = rows[rows["quantity"] == "normalised_loss"]
     np.testing.assert_allclose(lines[0].get_ydata(), normalised["slope"])
+
+
+def test_local_slopes_of_a_loss_are_beside_the_rate_of_that_loss(study: Study) -> None:
+    """Modulo its ray the dense-to-sparse gate's loss has the rate that the loss itself lacks."""
+    table = measure_local_slopes(study.plan, study.results)
+    for variable, expected in (("loss", 0.0), ("normalised_identified_loss", -0.5)):
+        panel = local_slopes(study.one, table, variable).axes[GATES.index(DENSE)]
+        (line,) = [line for line in panel.get_lines() if line.get_label() == "_expected"]
+        assert set(line.get_ydata()) == {expected}
 
 
 def damaged(study: xr.Dataset, kind: str) -> xr.Dataset:

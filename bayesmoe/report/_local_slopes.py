@@ -77,14 +77,15 @@ def local_slopes(
                 left = _LEFT + column * (_WIDTH + _GAP)
                 ax = axes_at(figure, left, row * pitch + _HEAD - 0.2, _WIDTH, _HEIGHT)
                 cell = study.sel(gate=gate, n_experts=k)
-                _panel(ax, cell, _study.rows(table, gate=gate, n_experts=k), markers[gate])
+                own = _study.rows(table, gate=gate, n_experts=k)
+                _panel(ax, cell, own, variable, markers[gate])
                 _finish(ax, cell, first=column == 0, last=row == len(rows) - 1)
         legend(figure, keys, ncols)
     return figure
 
 
-def _panel(ax: Axes, cell: xr.Dataset, table: pd.DataFrame, marker: str) -> None:
-    exponent, _ = _study.expected(cell, "loss")
+def _panel(ax: Axes, cell: xr.Dataset, table: pd.DataFrame, variable: str, marker: str) -> None:
+    exponent, _ = _study.expected(cell, variable.removeprefix("normalised_"))
     ax.axhline(0, color=MUTED, lw=0.6, zorder=1)
     if np.isfinite(exponent):
         ax.axhline(exponent, color=REFERENCE_COLOUR, lw=4, zorder=0, label="_expected")
