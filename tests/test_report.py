@@ -33,7 +33,7 @@ from bayesmoe.report._answers import NEGLIGIBLE, headline
 from bayesmoe.report._layout import spread_out
 from bayesmoe.report._local_slopes import local_slopes
 from bayesmoe.report._study import chunks
-from bayesmoe.report._tables import at_floor, left_out, once
+from bayesmoe.report._tables import at_floor, left_out, once, run_rows
 from bayesmoe.report.html import _CAPTIONS, powers_html, rate_html, render_study
 from bayesmoe.report.style import (
     QUANTITY_LABELS,
@@ -637,6 +637,15 @@ def test_local_slopes_of_a_loss_are_beside_the_rate_of_that_loss(study: Study) -
         panel = local_slopes(study.one, table, variable).axes[GATES.index(DENSE)]
         (line,) = [line for line in panel.get_lines() if line.get_label() == "_expected"]
         assert set(line.get_ydata()) == {expected}
+
+
+def test_divergences_are_told_as_the_sum_that_they_are(study: Study, page: str) -> None:
+    (row, *_) = run_rows(study.one, dict.fromkeys(study.one["gate"].to_numpy(), ""))
+    cell = study.one.isel(gate=0, n_experts=0)
+    assert row["divergences"].value == cell["divergences"].sum() > cell["divergences"].max()
+    assert row["ess"].value == cell["min_ess"].min()
+    assert row["rhat"].value == cell["max_rhat"].max()
+    assert "Divergences of all runs together, the least ESS and the largest R-hat of any;" in page
 
 
 def damaged(study: xr.Dataset, kind: str) -> xr.Dataset:
