@@ -158,6 +158,31 @@ def test_names_do_not_depend_on_where_covariates_are_counted_from(
     assert_same(bm.MixingMeasure(**{name: got[name].to_numpy() for name in FIELDS}), draws)
 
 
+def test_what_tells_experts_apart_is_not_outvoted(rng: np.random.Generator) -> None:
+    """Parallel planes 25 standard deviations apart, in ten covariates.
+
+    In units of overall spreads they are two units apart, and the noise of each slope is one.
+    """
+    case, shape, k, d = CASE["softmax"], (2, 500), 2, 10
+    draws = bm.MixingMeasure(
+        *(np.zeros((*shape, k, d)), np.zeros((*shape, k)), np.ones(shape)),
+        1 + 0.1 * rng.standard_normal((*shape, k, d)),
+        np.array([0.0, 2.5]) + 0.1 * rng.standard_normal((*shape, k)),
+        np.full((*shape, k), 0.3),
+    )
+    swapped = rng.random(shape) < 0.5
+    order = np.where(swapped[..., None], [1, 0], [0, 1])
+    blocks = blocks_of(draws)
+    lines = {
+        "slope": np.take_along_axis(blocks["slope"], order[..., None], axis=-2),
+        "intercept": np.take_along_axis(blocks["intercept"], order, axis=-1),
+    }
+    # a maximum is nearer to the middle than draws are
+    off = 0.05 * rng.standard_normal((k, d))
+    reference = draws[0, 0].replace(slope=1 + off, intercept=[0.0, 2.5])
+    assert_same(align(draws.replace(**lines), case.gate(k), reference), draws)
+
+
 def test_covariates_of_other_data_are_refused() -> None:
     measure = separated(CASE["softmax"], 2)
     with pytest.raises(ValueError, match="x has 1 covariates, the estimate 2"):

@@ -14,6 +14,9 @@ from bayesmoe.core.gate import Gate
 from bayesmoe.core.measure import FIELDS, MixingMeasure
 from bayesmoe.core.validate import check_covariates
 
+_MANY = 100  # draws, whose spread within experts is known
+_PASSES = 20
+
 Floats = npt.NDArray[np.float64]
 
 
@@ -38,7 +41,8 @@ def align(
     """Estimates or draws with their experts named as in ``reference``.
 
     Each is relabelled, by an element of the gate's gauge, so that its experts' slopes, levels and
-    log variances are nearest to the reference's in least squares, in units of their overall spread.
+    log variances are nearest to the reference's in least squares. Units are their overall spreads;
+    of a hundred draws or more, the spreads within experts so named, by which they are named again.
     Levels are of the lines at the mean of the covariates: intercepts, where the covariates are far
     from zero as years are, say no more than slopes do. Densities do not change. Where the gate
     allows it, the reference expert may become another one, and its gate parameters are moved to
@@ -154,14 +158,27 @@ def _nearest(
             "an expert of the estimate or the reference has a slope, intercept or variance that is "
             "not finite, so it cannot be named; leave such fits and draws out"
         )
+    k = target.shape[0]
+    free = k if gate.translates or (gate.flip and k == 2) else k - 1
     # the reference's included: else a coordinate in which one estimate's experts hardly differ,
     # and which tells nothing, would decide
     spread = np.concatenate([atoms.reshape(-1, atoms.shape[-1]), target]).std(axis=0)
+    order = _assign(atoms, target, spread, free)
+    for _ in range(_PASSES if len(atoms) >= _MANY else 0):
+        named = np.take_along_axis(atoms, order[..., None], axis=1)
+        # what tells experts apart makes overall spreads wide: within experts it is worth more
+        spread = np.sqrt(np.mean(named.var(axis=0), axis=0))
+        before, order = order, _assign(atoms, target, spread, free)
+        if np.array_equal(before, order):
+            break
+    return order
+
+
+def _assign(atoms: Floats, target: Floats, spread: Floats, free: int) -> np.ndarray:
+    """The nearest names, distances being in units of ``spread``; the last experts keep theirs."""
     unit = np.where(spread > 0, spread, 1.0)
     cost = np.sum(((atoms[:, :, None] - target) / unit) ** 2, axis=-1)
-    k = target.shape[0]
-    free = k if gate.translates or (gate.flip and k == 2) else k - 1
-    order = np.tile(np.arange(k), (len(cost), 1))
+    order = np.tile(np.arange(target.shape[0]), (len(cost), 1))
     for row, own in zip(order, cost, strict=True):
         experts, places = linear_sum_assignment(own[:free, :free])
         row[places] = experts
