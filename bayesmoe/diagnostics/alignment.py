@@ -149,9 +149,8 @@ def _nearest(
 ) -> np.ndarray:
     """For every draw the expert that takes each place, shape ``(m, k)``."""
     atoms = _atoms(draws["slope"], draws["intercept"], draws["variance"], middle)
-    slope, intercept, variance = (
-        np.asarray(block) for block in (reference.slope, reference.intercept, reference.variance)
-    )
+    blocks = (reference.slope, reference.intercept, reference.variance)
+    slope, intercept, variance = (np.asarray(block) for block in blocks)
     target = _atoms(slope, intercept, variance, middle)
     if not (np.all(np.isfinite(atoms)) and np.all(np.isfinite(target))):
         raise ValueError(
