@@ -82,6 +82,12 @@ def test_a_thinned_chain_is_part_of_the_whole_one() -> None:
     assert np.any(np.asarray(whole.n_steps) != np.asarray(whole.n_steps)[0, 0])
 
 
+def test_skipped_transitions_are_no_part_of_a_draw() -> None:
+    whole = every_transition()
+    np.testing.assert_array_equal(whole.n_steps, whole.most_steps)
+    assert np.max(whole.acceptance_rate) <= 1
+
+
 def test_a_chain_goes_on_from_where_it_ended() -> None:
     whole = every_transition()
     second = stretch_of(hill(N), Pace(30, 1), Pace(0, 1)).chains
