@@ -5,7 +5,8 @@ by less than 1e-6 of its magnitude, and after 2000 steps in any case. With more 
 truth has, the likelihood is so flat that this is met long before a maximum. In a study this
 estimator is therefore judged twice: ``converged`` says whether it stands at a maximum, by the
 certificate of the MLE; and it is used, in medians and slopes, wherever its own rule ended it, since
-that is the estimator whose rate was published.
+that is the estimator whose rate was published; but not where it ran away with a gate that separates
+the data, which has no end.
 """
 
 from __future__ import annotations
