@@ -99,6 +99,19 @@ def test_divergences_of_thinned_chains_are_a_share_of_their_transitions() -> Non
     assert check.value == 5 / 4000
 
 
+def test_draws_that_are_all_the_same_tell_nothing() -> None:
+    tree = as_nuts(whole())
+    still = tree.map_over_datasets(
+        lambda group: group.isel(draw=[0] * SHAPE[1], chain=[0, 0]) if "draw" in group else group
+    )
+    still.attrs = tree.attrs
+    result = check_posterior(model(), still)
+    verdicts = {check.name: check.verdict for check in result.checks}
+    assert verdicts["chains"] is Verdict.FAILED
+    by_draws = set(verdicts) - {"chains", "divergences", "modes"}
+    assert {verdicts[name] for name in by_draws} == {Verdict.NOT_CHECKED}
+
+
 def test_it_reads_well_and_makes_a_table() -> None:
     result = check_posterior(model(), whole())
     text = str(result)

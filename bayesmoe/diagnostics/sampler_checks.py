@@ -18,6 +18,7 @@ from bayesmoe.diagnostics.verdict import (
     RHAT,
     Check,
     Verdict,
+    all_alike,
     bound_text,
     judged,
     too_short,
@@ -49,8 +50,8 @@ def check_effective(tree: DataTree) -> Check:
     name = "effective draws"
     if tree.attrs.get("method") == "laplace":
         least = float(tree.attrs["min_ess"])
-    elif short := too_short(name, tree):
-        return short
+    elif untold := too_short(name, tree) or all_alike(name, tree):
+        return untold
     else:
         with np.errstate(invalid="ignore", divide="ignore"):
             quantities, axes = watched(tree), {"chain_axis": 1, "draw_axis": 2}
@@ -74,8 +75,8 @@ def check_divergences(tree: DataTree) -> Check:
 
 def check_energy(tree: DataTree) -> Check:
     """Whether NUTS explores the energies (Betancourt, arXiv 1604.00695)."""
-    if short := too_short("energy", tree):
-        return short
+    if untold := too_short("energy", tree) or all_alike("energy", tree):
+        return untold
     if "bfmi" in tree.attrs:  # of thinned chains, whose draws change their energy more
         least = float(tree.attrs["bfmi"])
     else:

@@ -117,12 +117,19 @@ def too_short(name: str, tree: DataTree) -> Check | None:
 
 
 def too_few(name: str, tree: DataTree) -> Check | None:
-    """What is said of draws too few for `name`, however many chains they are of."""
+    """What is said of draws too few for `name`, however many chains they are of, or all alike."""
     number = tree["sample_stats"]["lp"].size
     if number >= LEAST_DRAWS:
-        return None
+        return all_alike(name, tree)
     text = f"too few draws in all, {number}; {LEAST_DRAWS} are needed"
     return Check(name, Verdict.NOT_CHECKED, np.nan, text)
+
+
+def all_alike(name: str, tree: DataTree) -> Check | None:
+    """What is said of chains that never moved, from one place."""
+    if np.ptp(np.asarray(tree["sample_stats"]["lp"])) > 0:
+        return None
+    return Check(name, Verdict.NOT_CHECKED, np.nan, "all draws are the same")
 
 
 def listed_text(names: list[str]) -> str:
