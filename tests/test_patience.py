@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -29,13 +29,14 @@ Floats = np.ndarray
 
 SMALL = Layout(CASE["softmax"].gate(), 2, 1)
 N = 12
+NO_DATA: Any = None
 
 
 def hill(n_draws: int) -> InCharts:
     """Two chains of a normal law, as far as they get."""
     p = SMALL.size
     charts = Chart(np.full((2, p), 3.0), np.stack([np.eye(p)] * 2), np.zeros((2, p)))
-    run = Run(TwoHills(SMALL), Length(30, n_draws), None, jax.random.key(0))  # type: ignore[arg-type]
+    run = Run(cast("Any", TwoHills(SMALL)), Length(30, n_draws), NO_DATA, jax.random.key(0))
     return InCharts(run, charts, 2)
 
 
