@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -20,7 +19,7 @@ from bayesmoe.diagnostics.sampler_checks import check_energy
 from bayesmoe.inference import patience
 from bayesmoe.inference.chart import Chart
 from bayesmoe.inference.kernel import Chain, Length, Pace
-from bayesmoe.inference.nuts import sample_chains
+from bayesmoe.inference.nuts import Draws, sample_chains
 from bayesmoe.inference.patience import MOST_THINNING, sample_patiently
 from bayesmoe.inference.posterior import Sampled
 from bayesmoe.inference.runs import InCharts, Run, States, Stretch
@@ -157,9 +156,11 @@ def test_draws_are_those_of_a_longer_run(
 ) -> None:
     """However chains come to go on, of three experts by leaps."""
     x, y = bm.scenario(scenario).simulate(1, 150)
-    sample: Callable[..., Any] = lambda n: sample_chains(  # noqa: E731
-        bm.moe(label, k), x, y, key=2, n_chains=2, n_warmup=100, n_draws=n
-    )
+
+    def sample(n: int) -> Draws:
+        model = bm.moe(label, k)
+        return sample_chains(model, x, y, key=2, n_chains=2, n_warmup=100, n_draws=n)
+
     monkeypatch.setattr(patience, "ENOUGH", 0.0)
     whole = sample(MOST_THINNING * N)
     monkeypatch.setattr(patience, "ENOUGH", np.inf)
