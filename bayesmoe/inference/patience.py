@@ -62,7 +62,7 @@ def sample_patiently(chains: Chains, n_warmup: int, restore: Callable[[Chain], S
 
 
 def _worth(quantities: np.ndarray) -> float:
-    """The least bulk effective sample size as a share of the draws; NaN if one never moves."""
+    """The least bulk effective sample size as a share of the draws; NaN of chains too short."""
     with np.errstate(invalid="ignore", divide="ignore"):
         ess = array_stats.ess(quantities, chain_axis=1, draw_axis=2, method="bulk")
     return float(np.min(ess)) / quantities[0].size
