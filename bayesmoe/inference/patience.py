@@ -2,8 +2,9 @@
 
 How well chains mix is known once they have run. Where their draws are worth few independent ones
 they go on for as long again, and of all transitions every second is kept: as many draws, worth
-more. The number of looks is small, and what is looked at is the effective sample size alone, not
-whether chains agree: chains that are apart are not run until they seem to agree.
+more. Chains that are apart have a small effective sample size as well, so that luck may end the
+looking while they seem to agree: there are two looks at most, and the second only where going on
+may help.
 """
 
 from __future__ import annotations
