@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 import bayesmoe as bm
 from bayesmoe.core.layout import Layout
 from bayesmoe.core.priors import weak
+from bayesmoe.inference import patience
 from bayesmoe.inference.chart import Chart
 from bayesmoe.inference.kernel import Length, Pace
 from bayesmoe.inference.leaps import _Charted, begin_leaping_chain, run_leaping_chain
@@ -190,12 +191,17 @@ def test_draws_do_not_depend_on_threads() -> None:
 
 
 @pytest.mark.slow
-def test_reference_experts_have_the_shares_that_the_prior_gives_them() -> None:
+@pytest.mark.parametrize("anew", [False, True])
+def test_reference_experts_have_the_shares_that_the_prior_gives_them(
+    anew: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The likelihood does not know which of three experts is the reference; the prior does.
 
     Given a draw but for that, each expert is it in proportion to the prior at the three relabelled
-    parameters: a closed form, to four Monte Carlo errors.
+    parameters: a closed form, to four Monte Carlo errors. So too with a mixture fitted to draws.
     """
+    monkeypatch.setattr(patience, "ENOUGH", np.inf if anew else 0.0)
+    monkeypatch.setattr(patience, "MOST_THINNING", 1)
     model, prior = bm.moe("softmax", 3), weak(SOFTMAX)
     x, y = bm.scenario("lambda").simulate(1, 300)
     draws = sample_chains(model, x, y, key=1, n_warmup=300, n_draws=500)

@@ -22,7 +22,7 @@ from bayesmoe.inference.kernel import Chain, Length, Pace
 from bayesmoe.inference.nuts import Draws, sample_chains
 from bayesmoe.inference.patience import MOST_THINNING, sample_patiently
 from bayesmoe.inference.posterior import Sampled
-from bayesmoe.inference.runs import InCharts, Run, States, Stretch
+from bayesmoe.inference.runs import InCharts, Leaping, Run, States, Stretch
 
 Floats = np.ndarray
 
@@ -97,8 +97,8 @@ def test_a_chain_goes_on_from_where_it_ended() -> None:
 class Wave:
     """Two chains of an autoregressive series whose draws are worth about a given share."""
 
-    def __init__(self, worth: float, n_draws: int = 4000) -> None:
-        rho, self.n_draws = (1 - worth) / (1 + worth), n_draws
+    def __init__(self, worth: float, n_draws: int = 4000, teaches: Wave | None = None) -> None:
+        rho, self.n_draws, self.teaches = (1 - worth) / (1 + worth), n_draws, teaches
         rng = np.random.default_rng(0)
         noise = rng.standard_normal((2, 20 + 4 * n_draws)) * np.sqrt(1 - rho**2)
         self.whole = np.empty(noise.shape)
@@ -119,6 +119,10 @@ class Wave:
         chain: Any = Chain(values[..., None], values, values, ones, thinning * ones, ones, 0 * ones)
         return Stretch(chain, None, end)
 
+    def taught(self, stretch: Stretch) -> Wave | None:
+        assert stretch.ends == 20 + self.n_draws
+        return self.teaches
+
 
 def restore(chain: Chain) -> Sampled:
     """A series as a log-likelihood; what else is watched is constant, or the same."""
@@ -133,7 +137,8 @@ def restore(chain: Chain) -> Sampled:
 def test_no_more_transitions_than_help(worth: float, thinning: int) -> None:
     """Draws are worth twice as much when twice as many transitions lead to each."""
     wave = Wave(worth)
-    stretch, _, found, energy = sample_patiently(wave, 20, restore)
+    ran, (stretch, _, found, energy) = sample_patiently(wave, 20, restore)
+    assert ran is wave
     assert (found, wave.n_stretches) == (thinning, {1: 1, 2: 2, 4: 3}[thinning])
     kept = wave.whole[:, 20 : 20 + thinning * wave.n_draws][:, thinning - 1 :: thinning]
     np.testing.assert_array_equal(stretch.chains.lp, kept)
@@ -144,7 +149,24 @@ def test_no_more_transitions_than_help(worth: float, thinning: int) -> None:
 def test_chains_that_never_move_do_not_go_on() -> None:
     wave = Wave(1.0, 50)
     wave.whole[:] = 1.0
-    assert sample_patiently(wave, 20, restore).thinning == 1
+    assert sample_patiently(wave, 20, restore)[1].thinning == 1
+
+
+@pytest.mark.parametrize(
+    ("worth", "then", "thinning"), [(0.4, 0.3, 1), (0.13, 0.4, 1), (0.004, 0.13, 2), (0.1, 0.06, 4)]
+)
+def test_chains_begin_anew_once_where_draws_are_worth_little(
+    worth: float, then: float, thinning: int
+) -> None:
+    """Of those that ran before nothing is kept."""
+    anew = Wave(then, teaches=Wave(1.0))
+    ran, sample = sample_patiently(Wave(worth, teaches=anew), 20, restore)
+    assert (ran is anew) == (worth < patience.ENOUGH)
+    if ran is anew:
+        assert (sample.thinning, anew.n_stretches) == (thinning, {1: 1, 2: 2, 4: 3}[thinning])
+        kept = anew.whole[:, 20 : 20 + thinning * anew.n_draws][:, thinning - 1 :: thinning]
+        np.testing.assert_array_equal(sample.stretch.chains.lp, kept)
+        np.testing.assert_array_equal(sample.energy, anew.whole[:, 20 : 20 + anew.n_draws])
 
 
 @pytest.mark.parametrize(
@@ -154,7 +176,8 @@ def test_chains_that_never_move_do_not_go_on() -> None:
 def test_draws_are_those_of_a_longer_run(
     label: str, scenario: str, k: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However chains come to go on, of three experts by leaps."""
+    """However chains come to go on, of three experts by leaps; none begin anew."""
+    monkeypatch.setattr(Leaping, "taught", lambda *_: None)
     x, y = bm.scenario(scenario).simulate(1, 150)
 
     def sample(n: int) -> Draws:

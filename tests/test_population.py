@@ -11,11 +11,11 @@ from hills import HILLS, MASSES, WIDTHS, TwoHills
 
 from bayesmoe.core.layout import Layout
 from bayesmoe.inference.chart import Chart
-from bayesmoe.inference.mixture import DEGREES, MAX_LAWS, Mixture, copies
+from bayesmoe.inference.fitting import shares_of_laws
+from bayesmoe.inference.mixture import MAX_LAWS, Mixture
 from bayesmoe.inference.modes import Modes
 from bayesmoe.inference.pilots import Pilots
 from bayesmoe.inference.population import (
-    _moments,
     _Proposals,
     _propose,
     _refit,
@@ -71,35 +71,14 @@ def test_a_mixture_fits_itself() -> None:
     charts = Chart(np.array([[4.0], [-4.0]]) + np.zeros(p), 0.5 * np.stack([np.eye(p)] * 2), powers)
     mixture = Mixture.of(charts, np.array([0.5, 0.5]))
     u = mixture.draw(layout, rng, 40_000)
-    terms = mixture.terms(layout, u)
-    shares = np.exp(terms - terms.max(axis=(0, 2))[:, None])
-    shares /= shares.sum(axis=(0, 2))[:, None]
+    shares = shares_of_laws(layout, mixture, u)
+    np.testing.assert_allclose(shares.sum(axis=(0, 2)), 1)
     found = _Proposals(u, np.full(len(u), 1 / len(u)), shares, covered=True)
     assert found.worth == pytest.approx(len(u))
     again = _refit(layout, mixture, found)
     np.testing.assert_allclose(again.charts.mode, charts.mode, atol=0.02)
     np.testing.assert_allclose(again.charts.whitening, charts.whitening, atol=0.02)
     np.testing.assert_allclose(again.weights, mixture.weights, atol=0.01)
-
-
-def test_moments_are_those_of_their_definition() -> None:
-    layout = Layout(SOFTMAX, 3, 1)
-    rng, p = np.random.default_rng(2), layout.size
-    root = np.tril(rng.normal(size=(p, p))) + 4 * np.eye(p)
-    charts = Chart(rng.normal(size=(1, p)), root[None], np.zeros((1, p)))
-    u, weights = rng.normal(size=(5, p)), rng.uniform(size=(1, 5, 2))
-    sums = _moments(layout, Mixture.of(charts, np.ones(1)), u, weights)
-    scale, first, second = 0.0, np.zeros(p), np.zeros((p, p))
-    for i in range(5):
-        for c, places in enumerate(copies(layout)):
-            z = np.linalg.solve(root, u[i, places] - charts.mode[0])
-            w = weights[0, i, c] * (DEGREES + p) / (DEGREES + z @ z)
-            scale, first, second = scale + w, first + w * z, second + w * np.outer(z, z)
-    np.testing.assert_allclose(sums.weight[0], weights.sum())
-    np.testing.assert_allclose(sums.square[0], np.sum(weights**2))
-    np.testing.assert_allclose(sums.scale[0], scale)
-    np.testing.assert_allclose(sums.first[0], first)
-    np.testing.assert_allclose(sums.second[0], second)
 
 
 def with_a_lost_pilot() -> Pilots:

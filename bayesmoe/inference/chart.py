@@ -57,6 +57,18 @@ class Chart(NamedTuple):
         v, log_volume = backwards.bend(layout, u)
         return v, -log_volume
 
+    def moved_to(self, layout: Layout, u: np.ndarray) -> Chart:
+        """Around other points u ``(..., p)``, as wide in u as charts are at the temperature there.
+
+        Of coordinates v the scale is another one then: at a chart's own mode they are those of u.
+        """
+        place = temperature_place(layout)
+        if place is None:
+            return self._replace(mode=u)
+        rise = u[..., place] - self.mode[..., place]
+        wider = np.exp(self.powers * rise[..., None])[..., None]
+        return self._replace(mode=u, whitening=self.whitening * wider)
+
 
 def blank_charts(m: int, p: int) -> Chart:
     """m charts of p coordinates, of which the shapes alone matter."""

@@ -21,14 +21,15 @@ from bayesmoe.core.model import MoE
 from bayesmoe.core.observations import Data
 from bayesmoe.core.validate import as_key, check_whole
 from bayesmoe.inference.chart import make_charts
+from bayesmoe.inference.cover import Cover
 from bayesmoe.inference.kernel import Chain, Length
 from bayesmoe.inference.modes import Modes, allocate, spread_out
-from bayesmoe.inference.patience import sample_patiently
+from bayesmoe.inference.patience import Sample, sample_patiently
 from bayesmoe.inference.pilots import candidates_for_pilots, send_pilots
 from bayesmoe.inference.point import Fit
-from bayesmoe.inference.population import Cover, cover
+from bayesmoe.inference.population import cover
 from bayesmoe.inference.posterior import Sampled, make_posterior
-from bayesmoe.inference.runs import Chains, InCharts, Leaping, Run, Stretch
+from bayesmoe.inference.runs import InCharts, Leaping, Run
 from bayesmoe.inference.starts import generator
 from bayesmoe.inference.target import Target
 
@@ -64,8 +65,8 @@ class Draws(NamedTuple):
         Of each chain after warm-up, shape ``(chain,)``.
     mode_weights
         The share of the posterior's mass near each distinct mode that was found, shape ``(m,)``:
-        by importance sampling where chains leap, by Laplace's approximation elsewhere. NaN where
-        the density jumps.
+        by importance sampling or earlier draws where chains leap, by Laplace's approximation
+        elsewhere. NaN where the density jumps.
     start_modes
         The mode at which each chain started, in proportion to their weights, shape ``(chain,)``;
         where the density jumps they are spread out over modes that are about as dense.
@@ -128,8 +129,10 @@ def sample_chains(
         modes that its starts lead to, in proportion to their mass where that can be known.
     n_chains, n_warmup, n_draws
         Chains, and iterations per chain for adaptation and to keep. Where draws turn out to be
-        worth less than a fifth of their number, chains go on and keep every second transition, or
-        every fourth: as many draws, which take two or four times as long.
+        worth less than a fifth of their number, chains that leap begin anew with what the draws
+        teach about where to leap. If that is not enough, or they do not leap, chains go on and
+        keep every second transition, or every fourth: as many draws, which take two or four times
+        as long.
     n_threads
         Chains run at a time, all cores by default. Draws do not depend on it. An accelerator runs
         all at a time.
@@ -165,22 +168,21 @@ def sample_chains(
     )
     run = Run(posterior.target, length, posterior.data, chain_key)
     covered = _cover(run, posterior.modes, n_chains, cover_key, n_threads) if leap else None
-    begin = _in_charts if covered is None else partial(_leaping, covered)
-    chains, around = begin(run, posterior.modes, n_chains, n_threads)
+    sample_from = _in_charts if covered is None else partial(_leaping, covered)
 
     def restore(draws: Chain) -> Sampled:
         return posterior.restore(draws.u, draws.lp)
 
-    stretch, restored, thinning, energy = sample_patiently(chains, n_warmup, restore)
-    evidence = stretch.chains._asdict()
+    sample, around = sample_from(run, posterior.modes, n_chains, n_threads, restore)
+    evidence = sample.stretch.chains._asdict()
     del evidence["u"]
     return Draws(
-        **restored._asdict(),
+        **sample.restored._asdict(),
         **evidence,
-        step_size=stretch.step_size,
-        thinning=thinning,
-        unthinned_energy=energy,
-        **around(stretch)._asdict(),
+        step_size=sample.stretch.step_size,
+        thinning=sample.thinning,
+        unthinned_energy=sample.energy,
+        **around._asdict(),
     )
 
 
@@ -194,8 +196,8 @@ class _Around(NamedTuple):
 
 
 def _in_charts(
-    run: Run, modes: Modes, n_chains: int, n_threads: int
-) -> tuple[Chains, Callable[[Stretch], _Around]]:
+    run: Run, modes: Modes, n_chains: int, n_threads: int, restore: Callable[[Chain], Sampled]
+) -> tuple[Sample, _Around]:
     """Chains around modes, in proportion to Laplace's weights; spread out where it has none."""
     if _jumps(run.target):
         start = spread_out(run.target.layout, modes, n_chains)
@@ -203,26 +205,26 @@ def _in_charts(
     else:
         start, weights = allocate(modes.weights, n_chains), modes.weights
     charts = make_charts(run.target, modes.u[start], modes.whitening[start])
-
-    def around(stretch: Stretch) -> _Around:
-        near = np.broadcast_to(start[:, None], stretch.chains.lp.shape)
-        return _Around(weights, start, near, leaps=False)
-
-    return InCharts(run, charts, n_threads), around
+    _, sample = sample_patiently(InCharts(run, charts, n_threads), run.length.n_warmup, restore)
+    near = np.broadcast_to(start[:, None], sample.stretch.chains.lp.shape)
+    return sample, _Around(weights, start, near, leaps=False)
 
 
 def _leaping(
-    covered: Cover, run: Run, modes: Modes, n_chains: int, n_threads: int
-) -> tuple[Chains, Callable[[Stretch], _Around]]:
+    covered: Cover,
+    run: Run,
+    modes: Modes,
+    n_chains: int,
+    n_threads: int,
+    restore: Callable[[Chain], Sampled],
+) -> tuple[Sample, _Around]:
     """Chains that leap between laws, which pilots around modes have begun."""
-    mixture, masses, nearest = covered
-    start = allocate(masses, n_chains)
+    first = Leaping(run, modes, covered, n_chains, n_threads)
+    chains, sample = sample_patiently(first, run.length.n_warmup, restore)
+    _, masses, nearest = chains.cover
     weights = np.bincount(nearest, masses, minlength=len(modes.weights))
-
-    def around(stretch: Stretch) -> _Around:
-        return _Around(weights, nearest[start], nearest[stretch.laws], leaps=True)
-
-    return Leaping(run, mixture, start, n_threads), around
+    near = nearest[sample.stretch.laws]
+    return sample, _Around(weights, nearest[chains.start], near, leaps=True)
 
 
 def _cover(run: Run, modes: Modes, n_chains: int, key: Array, n_threads: int) -> Cover | None:

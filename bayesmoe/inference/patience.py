@@ -1,16 +1,17 @@
-"""Chains go on until their draws are worth enough, and keep fewer of their transitions.
+"""Chains learn from draws that are worth little, and go on until they are worth enough.
 
-How well chains mix is known once they have run. Where their draws are worth few independent ones
-they go on for as long again, and of all transitions every second is kept: as many draws, worth
-more. Chains that are apart have a small effective sample size as well, so that luck may end the
-looking while they seem to agree: there are two looks at most, and the second only where going on
-may help.
+How well chains mix is known once they have run. Where their draws are worth few independent ones,
+chains that leap begin anew with what those draws teach, which are warm-up then. If that is not
+enough they go on for as long again, and of all transitions every second is kept: as many draws,
+worth more. Chains that are apart have a small effective sample size as well, so that luck may end
+the looking while they seem to agree: there are three looks at most, and those after the first of
+chains that do not leap, or have begun anew, only where going on may help.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,8 @@ from arviz_stats.base import array_stats
 from bayesmoe.inference.kernel import Chain, Pace
 from bayesmoe.inference.posterior import Sampled
 from bayesmoe.inference.runs import Chains, Stretch
+
+C = TypeVar("C", bound=Chains)
 
 #: bulk effective sample size, as a share of the draws, that chains go on to reach
 ENOUGH = 0.2
@@ -41,25 +44,39 @@ class Sample(NamedTuple):
     energy: np.ndarray
 
 
-def sample_patiently(chains: Chains, n_warmup: int, restore: Callable[[Chain], Sampled]) -> Sample:
+def sample_patiently(
+    chains: C, n_warmup: int, restore: Callable[[Chain], Sampled]
+) -> tuple[C, Sample]:
     """Run chains until the draws that they leave are worth enough, or going on is of no use.
+
+    Those that ran are returned, too.
 
     Parameters
     ----------
     chains
-        What is run.
+        What is run; others in their place by what their draws teach.
     n_warmup
         Transitions of each chain for adaptation.
     restore
         Gives draws on the scale of the data.
     """
-    stretch, thinning = chains.advance(chains.begin(), Pace(n_warmup, 1)), 1
-    restored, energy = restore(stretch.chains), np.asarray(stretch.chains.energy)
+    stretch, restored = _first(chains, n_warmup, restore)
+    if _worth(restored.watched) < ENOUGH and (taught := chains.taught(stretch)) is not None:
+        chains = taught
+        stretch, restored = _first(chains, n_warmup, restore)
+    thinning, energy = 1, np.asarray(stretch.chains.energy)
     while thinning < MOST_THINNING and _PROMISING <= _worth(restored.watched) < ENOUGH:
         stretch = _joined(stretch, chains.advance(stretch.ends, Pace(0, thinning)))
         restored = restore(stretch.chains)
         thinning *= 2
-    return Sample(stretch, restored, thinning, energy)
+    return chains, Sample(stretch, restored, thinning, energy)
+
+
+def _first(
+    chains: Chains, n_warmup: int, restore: Callable[[Chain], Sampled]
+) -> tuple[Stretch, Sampled]:
+    stretch = chains.advance(chains.begin(), Pace(n_warmup, 1))
+    return stretch, restore(stretch.chains)
 
 
 def _worth(quantities: np.ndarray) -> float:

@@ -15,6 +15,7 @@ from jax import Array
 
 from bayesmoe.core.layout import Layout
 from bayesmoe.inference.chart import Chart, make_charts, temperature_place
+from bayesmoe.inference.cover import REACH
 from bayesmoe.inference.kernel import Length, Pace
 from bayesmoe.inference.mixture import DEGREES, MAX_COPIES, MAX_LAWS, Mixture
 from bayesmoe.inference.modes import Modes
@@ -23,9 +24,6 @@ from bayesmoe.inference.runs import InCharts, Run
 _LENGTH = Length(n_warmup=150, n_draws=150, max_tree_depth=6)
 _AT_ONCE = 2
 _LEAST_WEIGHT = 1e-6  # of a mode that may get a pilot: Laplace's weights may be as wrong
-#: widths of a law within which a mode is near it: most modes within a region are that near to the
-#: draws of a pilot, those of other regions tens to thousands of widths away
-REACH = 7.0
 
 
 class Pilots(NamedTuple):

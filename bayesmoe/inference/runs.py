@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from bayesmoe.core.compilation import compile_ahead, in_background
 from bayesmoe.core.device import on_accelerator
 from bayesmoe.core.observations import Data
 from bayesmoe.inference.chart import Chart, blank_charts
+from bayesmoe.inference.cover import Cover
 from bayesmoe.inference.kernel import Chain, Length, Pace, State
 from bayesmoe.inference.leaps import (
     begin_leaping_chain,
@@ -23,13 +24,16 @@ from bayesmoe.inference.leaps import (
     run_leaping_chain,
     run_leaping_chains,
 )
-from bayesmoe.inference.mixture import MAX_LAWS, Mixture
+from bayesmoe.inference.learning import learn
+from bayesmoe.inference.mixture import MAX_LAWS
+from bayesmoe.inference.modes import Modes, allocate
 from bayesmoe.inference.outcome import row
 from bayesmoe.inference.target import Target
 from bayesmoe.inference.transitions import begin_chain, begin_chains, run_chain, run_chains
 
 T = TypeVar("T")
 
+_ANEW = 2**32 - 1  # the key of chains that begin anew: the number of no chain
 #: of the shape of any other
 _PACE = Pace(0, 1)
 
@@ -69,6 +73,9 @@ class Chains(Protocol):
 
     def advance(self, states: States, pace: Pace) -> Stretch:
         """A stretch from there."""
+
+    def taught(self, stretch: Stretch) -> Self | None:
+        """Chains of the same posterior to begin anew, by what draws teach; None for nothing."""
 
 
 class Run(NamedTuple):
@@ -136,25 +143,46 @@ class InCharts(NamedTuple):
         parts = _in_threads(one, len(states), self.n_threads)
         return Stretch(_stacked([draws for draws, _ in parts]), None, [end for _, end in parts])
 
+    def taught(self, stretch: Stretch) -> None:
+        return None
+
 
 class Leaping(NamedTuple):
-    """A chain from each of the laws ``(c,)``, which leaps between those of the mixture."""
+    """Chains which leap between the laws of a cover, where they begin in proportion to masses.
+
+    Attributes
+    ----------
+    run
+        What they share.
+    modes
+        The posterior's.
+    cover
+        What they leap between.
+    n_chains, n_threads
+        How many there are, and how many run at a time.
+    """
 
     run: Run
-    mixture: Mixture
-    laws: np.ndarray
+    modes: Modes
+    cover: Cover
+    n_chains: int
     n_threads: int
 
+    @property
+    def start(self) -> np.ndarray:
+        """The law at which each begins, ``(c,)``."""
+        return allocate(self.cover.masses, self.n_chains)
+
     def begin(self) -> States:
-        settings = *self.run[:-1], self.mixture, self.run.key
+        settings = *self.run[:-1], self.cover.mixture, self.run.key
         if on_accelerator():
-            return begin_leaping_chains(*settings, self.laws)
+            return begin_leaping_chains(*settings, self.start)
         return [
-            begin_leaping_chain(*settings, chain, int(law)) for chain, law in enumerate(self.laws)
+            begin_leaping_chain(*settings, chain, int(law)) for chain, law in enumerate(self.start)
         ]
 
     def advance(self, states: States, pace: Pace) -> Stretch:
-        settings = *self.run[:-1], self.mixture
+        settings = *self.run[:-1], self.cover.mixture
         if on_accelerator():
             return Stretch(*run_leaping_chains(*settings, states, pace))
 
@@ -164,6 +192,12 @@ class Leaping(NamedTuple):
         parts = _in_threads(one, len(states), self.n_threads)
         draws, laws = _stacked([part[:2] for part in parts])
         return Stretch(draws, laws, [part[2] for part in parts])
+
+    def taught(self, stretch: Stretch) -> Leaping:
+        u, lp = np.asarray(stretch.chains.u), np.asarray(stretch.chains.lp)
+        layout, key = self.run.target.layout, jax.random.fold_in(self.run.key, _ANEW)
+        cover = learn(layout, self.modes, self.cover, u.reshape(-1, u.shape[-1]), lp.ravel())
+        return self._replace(run=self.run._replace(key=key), cover=cover)
 
 
 def _in_threads(one: Callable[[int], T], number: int, n_threads: int) -> list[T]:
