@@ -14,8 +14,8 @@ from bayesmoe.core.layout import Layout
 from bayesmoe.inference.chart import Chart
 from bayesmoe.inference.cover import Cover
 from bayesmoe.inference.kernel import Chain, Length
-from bayesmoe.inference.learning import _around, learn
-from bayesmoe.inference.mixture import MAX_LAWS, Mixture
+from bayesmoe.inference.learning import _around, _fit, learn
+from bayesmoe.inference.mixture import MAX_LAWS, Mixture, copies
 from bayesmoe.inference.modes import Modes
 from bayesmoe.inference.outcome import row
 from bayesmoe.inference.runs import Leaping, Run, Stretch
@@ -39,9 +39,9 @@ def first_hill() -> Cover:
 
 
 def draws(seed: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """From both hills, the smaller one too, and their log density."""
+    """From both hills, the smaller one last, and their log density."""
     rng = np.random.default_rng(seed)
-    hill = rng.choice(2, size=size, p=MASSES)
+    hill = np.sort(rng.choice(2, size=size, p=MASSES))
     u = HILLS[hill, None] + WIDTHS[hill, None] * rng.normal(size=(size, P))
     return u, np.asarray(jax.vmap(lambda one: TWO_HILLS.log_density(one, NO_DATA))(u))
 
@@ -102,6 +102,44 @@ def test_a_law_moves_to_a_draw_as_wide_as_it_is_there() -> None:
 
     there, here = derivative(row(charts, 0)), derivative(moved)
     np.testing.assert_allclose(there.T @ there, here.T @ here, rtol=1e-6, atol=1e-8)
+
+
+def test_a_law_moves_to_a_draw_by_its_nearest_name() -> None:
+    layout = Layout(CASE["softmax"].gate(), 3, 1)
+    rng, p = np.random.default_rng(1), layout.size
+    charts = Chart(10 * rng.normal(size=(2, p)), np.stack([np.eye(p)] * 2), np.zeros((2, p)))
+    u = charts.mode[1] + 0.1
+    law, moved = _around(layout, Mixture.of(charts, np.full(2, 0.5)), u[copies(layout)[1]])
+    assert law == 1
+    np.testing.assert_array_equal(moved.mode, u)
+
+
+def test_a_law_that_no_draw_speaks_for_stays_as_wide_as_it_was() -> None:
+    """In a bent chart, also where it has been moved to another temperature."""
+    rng, p = np.random.default_rng(2), BENT.size
+    powers = np.zeros((2, p))
+    powers[:, : BENT.n_gate - 1] = 0.7
+    first = Chart(rng.normal(size=(2, p)), 0.1 * np.stack([np.eye(p)] * 2), powers)
+    moved = first.moved_to(BENT, first.mode + np.array([0.0, 3.0])[:, None])
+    near_one = first.mode[0] + 0.1 * rng.normal(size=(200, p))
+    found, masses = _fit(BENT, Mixture.of(moved, np.full(2, 0.5)), first, near_one)
+    np.testing.assert_allclose(masses, [1, 0], atol=1e-6)
+    np.testing.assert_allclose(found.charts.mode[1], moved.mode[1])
+    np.testing.assert_allclose(found.charts.whitening[1], moved.whitening[1], atol=1e-10)
+
+
+def test_laws_that_are_added_have_the_name_of_the_one_they_come_from() -> None:
+    """Of two modes that lie near each other it is not the nearest."""
+    near = np.array([HILLS[0], HILLS[1] + 0.1, HILLS[1]])[:, None]
+    modes = MODES._replace(u=np.tile(near, P))
+    roots = np.array([1.0, 0.2])[:, None, None] * WIDTHS[:, None, None] * np.eye(P)  # one too small
+    charts = Chart(np.tile(HILLS[:, None], P), roots, np.zeros((2, P)))
+    began = np.array([0, 1])
+    before = Cover.of(STRAIGHT, modes, Mixture.of(charts, MASSES), MASSES, began)
+    learnt = learn(STRAIGHT, modes, before, *draws(0, 3000))
+    at_small = learnt.laws.charts.mode.mean(axis=1) < 0
+    assert 1 < at_small.sum() < MAX_LAWS
+    np.testing.assert_array_equal(learnt.modes, np.where(at_small, 1, 0))
 
 
 def test_chains_begin_anew_with_other_randomness() -> None:

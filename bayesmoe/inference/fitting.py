@@ -73,10 +73,11 @@ class Moments(NamedTuple):
         return move, trust * scatter + (1 - trust) * np.eye(p)
 
     def with_points(self, number: float, weight: float, scatter: np.ndarray) -> Moments:
-        """With so many more points of each law, of that weight each, that have a scatter."""
+        """With so many more points around each law's centre, of that weight each."""
         return self._replace(
             weight=self.weight + number * weight,
             square=self.square + number * weight**2,
+            scale=self.scale + number * weight,
             second=self.second + number * weight * scatter,
         )
 

@@ -55,8 +55,8 @@ def _fit(
 ) -> tuple[Mixture, np.ndarray]:
     """A mixture some steps nearer to draws ``(s, p)``, and the share of them that each law has.
 
-    Each law has p draws more, as far apart as the law that it has been first: few draws do not make
-    it narrow.
+    Each law has p draws more around its centre, as far apart as those of the law that it was first:
+    few draws neither make it narrow nor move it far.
     """
     n, p = u.shape
     for _ in range(_STEPS):
