@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
+from bayesmoe.core.contract import check_behaviour, check_state
 from bayesmoe.core.gate import Gate
 from bayesmoe.core.model import MoE, make_model
 from bayesmoe.core.priors import Prior
@@ -32,6 +33,8 @@ def make_gate(gate: str | Gate, **options: Any) -> Gate:
         if options:
             raise ValueError(f"options {sorted(options)} go with a gate's name, not an object")
         return gate
+    if isinstance(gate, type) and issubclass(gate, Gate):
+        raise ValueError(f"gate must be an object, not its class; make one, {gate.__name__}()")
     if gate not in GATES:
         raise ValueError(f"unknown gate {gate!r}; choose one of {', '.join(GATES)}")
     kind = GATES[gate]
@@ -75,11 +78,18 @@ def moe(
     Raises
     ------
     ValueError
-        If the gate, an option, ``n_experts``, the prior or a column is not valid, or the gate
-        cannot leave out what it is asked to.
+        If the gate, an option, ``n_experts``, the prior or a column is not valid, the gate cannot
+        leave out what it is asked to, or a gate of your own is not what it declares.
     """
     selection = Selection.of(gate_covariates, expert_covariates)
-    return make_model(make_gate(gate, **gate_options), n_experts, prior, selection)
+    made = make_gate(gate, **gate_options)
+    own = type(made) not in GATES.values()
+    if own:
+        check_state(made)
+    model = make_model(made, n_experts, prior, selection)
+    if own:
+        check_behaviour(made, model.n_experts)
+    return model
 
 
 __all__ = [

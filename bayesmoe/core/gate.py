@@ -74,6 +74,7 @@ class Gate(abc.ABC):
 
     It is used as an object, ``bayesmoe.moe(MyGate(), n_experts=3)``, everywhere a name is.
     Invariances that are not declared (`ray`, `flip`, `translates`) are taken not to exist.
+    What is declared `bayesmoe.moe` tries at random points, and refuses what does not hold.
 
     Coordinates. Sampling and optimisation use identifiable coordinates of the gate, one flat
     vector: the free gate slopes (divided by τ if `slope_per_temperature`), the free intercepts
