@@ -22,7 +22,8 @@ variance             (k,)    positive  ``prior.variance``
 
 Invariances. Gauge: permutation of the experts that keeps the reference; translation of all β0_i by
 one number; and for σ with σ(u) + σ(-u) constant (sigmoid, tanh) a flip: two distinct slopes
-(u, v) and (-v, -u) have the same gate, so that with two experts the reference may change.
+(u, v) and (-v, -u) have the same gate, so that with two experts the reference may change;
+and for even σ (cos, the absolute value) the sign of each slope.
 If σ is a line (identity) its gate is linear in x: one vector may be added to all β1_i, too.
 Rays: (cβ1, cβ0, cτ) for positively homogeneous σ (identity, ReLU); none for sigmoid, tanh, GELU,
 SiLU, softplus. All these properties are found numerically, for any σ.
@@ -134,6 +135,10 @@ class ActivationDenseToSparse(Gate):
         return _profile(self.function).odd and not self.ray
 
     @property
+    def even(self) -> bool:
+        return _profile(self.function).even
+
+    @property
     def ray(self) -> bool:
         return _profile(self.function).homogeneous
 
@@ -169,6 +174,7 @@ class _Profile(NamedTuple):
     """What an activation is: up to a constant, which cancels in the gate."""
 
     odd: bool
+    even: bool
     homogeneous: bool
     affine: bool
     spread: float
@@ -187,6 +193,7 @@ def _profile(function: Activation) -> _Profile:
     weights = weights / weights.sum()
     return _Profile(
         odd=bool(np.ptp(values + values[::-1]) <= tolerance),
+        even=bool(np.max(np.abs(values - values[::-1])) <= tolerance),
         homogeneous=bool(np.max(np.abs(values + origin - 2 * halves)) <= tolerance),
         affine=bool(np.max(np.abs(values - origin - line)) <= tolerance),
         spread=float(np.sqrt(weights @ (scores - weights @ scores) ** 2)),

@@ -15,7 +15,7 @@ from xarray import DataTree
 
 import bayesmoe as bm
 from bayesmoe.core.measure import FIELDS
-from bayesmoe.diagnostics.alignment import align
+from bayesmoe.diagnostics.alignment import align, mirrored
 
 N_CHAINS, N_DRAWS, D = 2, 30, 2
 
@@ -109,6 +109,14 @@ def test_without_a_flip_the_reference_expert_keeps_its_place(label: str) -> None
     measure = separated(case, 2)
     swapped = {name: block[::-1] for name, block in blocks_of(measure).items() if block.ndim}
     assert_same(align(measure, case.gate(2), measure.replace(**swapped)), measure)
+
+
+def test_under_an_even_activation_slopes_take_the_signs_of_the_reference() -> None:
+    case = CASE["user_lambda"]
+    reference, signs = separated(case, 3), np.array([[1.0], [-1.0], [1.0]])
+    turned = reference.replace(gate_slope=signs * np.asarray(reference.gate_slope))
+    assert_same(mirrored(turned, case.gate(), reference), reference)
+    assert_same(mirrored(turned, CASE["sigmoid"].gate(), reference), turned)
 
 
 def test_a_reference_expert_that_is_not_zero_does_not_change_the_density() -> None:

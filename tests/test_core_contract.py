@@ -55,6 +55,10 @@ class Flips(Bent):
     flip = True  # type: ignore[assignment]
 
 
+class Even(Bent):
+    even = True  # type: ignore[assignment]
+
+
 class Ray(Plain):
     has_temperature: ClassVar[bool] = True
     ray = True  # type: ignore[assignment]
@@ -131,6 +135,7 @@ class Swaps(Plain):
         (Linear(), r"\(linear\) x \+ c may have"),
         (Translates(), r"\(translates\) one vector"),
         (Flips(), r"\(flip\) two slopes"),
+        (Even(), r"\(even\) β1 of any expert"),
         (Ray(), r"\(ray\)"),
         (Distances(), r"\(rescalable\)"),
         (Products(), "one number added to all β0"),

@@ -186,6 +186,12 @@ def test_a_users_odd_activation_flips(activation: Any) -> None:
     assert not gate.ray
 
 
+@pytest.mark.parametrize("activation", [jnp.cos, jnp.abs, lambda u: 2 - jnp.exp(-(u**2))])
+def test_a_users_even_activation_has_no_signs(activation: Any) -> None:
+    assert make_gate("activation_dense_to_sparse", activation=activation).even
+    assert not make_gate("activation_dense_to_sparse", activation=jnp.tanh).even
+
+
 @pytest.mark.parametrize("slope", [0.01, 0.3, -1.0])
 def test_a_users_homogeneous_activation_has_the_ray(slope: float) -> None:
     """Leaky ReLU; at a slope of -1 the absolute value."""

@@ -604,6 +604,23 @@ def test_the_loss_of_a_flipped_estimate_is_the_same(case: GateCase, kind: str) -
     np.testing.assert_allclose(*found, rtol=1e-9)
 
 
+@pytest.mark.parametrize("kind", WEIGHTS)
+def test_signs_of_slopes_mean_nothing_to_even_activations(kind: str) -> None:
+    """Each its own; an estimate with errors has the least loss of all signs, by brute force."""
+    case = CASE["user_lambda"]
+    measure = case.measure(5, 3, 2)
+    truth, signs = make_truth(case, measure), np.array([[-1.0], [1.0], [1.0]])
+    mirrored = measure.replace(gate_slope=signs * np.asarray(measure.gate_slope))
+    check_same_density(case, measure, stack([mirrored]))
+    assert float(voronoi_loss(mirrored, truth, weights=kind)) <= 1e-12
+    off = case.measure(6, 3, 2)
+    all_signs = [np.reshape(s, (3, 1)) for s in itertools.product([1.0, -1.0], repeat=3)]
+    images = [off.replace(gate_slope=s * np.asarray(off.gate_slope)) for s in all_signs]
+    least = min(brute_force(case, image, truth, kind, False) for image in images)
+    found = voronoi_loss(stack(images), truth, weights=kind)
+    np.testing.assert_allclose(found, least, rtol=1e-6)
+
+
 @pytest.mark.parametrize("label", ["gelu", "silu", "softplus", "user_lambda"])
 def test_other_activations_have_no_flip(label: str) -> None:
     measure = CASE[label].measure(5, 2, 2)

@@ -127,12 +127,16 @@ def _claims(gate: Gate, d: int) -> list[tuple[str, _Moved]]:
     def flip(p: GateParameters, x: Array) -> tuple[GateParameters, Array]:
         return p._replace(slope=np.where(p.slope == p.slope[0], -p.slope[-1], -p.slope[0])), x
 
+    def mirror(p: GateParameters, x: Array) -> tuple[GateParameters, Array]:
+        return p._replace(slope=p.slope * (-1.0) ** np.arange(len(p.slope))[::-1, None]), x
+
     rules = [(True, "one number added to all β0 changes nothing", shift)]
     rules += [(gate.linear, "(linear) x + c may have β0 - β1ᵀc in place of β0", centre)]
     rules += [(gate.translates, "(translates) one vector may be added to all β1", translate)]
     rules += [(gate.rescalable, "(rescalable) cx may have β1/c in place of β1", rescale)]
     rules += [(gate.ray, "(ray) (cβ1, cβ0, cτ) is the same gate for all c > 0", scale)]
     rules += [(gate.flip, "(flip) two slopes (u, v) may become (-v, -u)", flip)]
+    rules += [(gate.even, "(even) β1 of any expert may become -β1", mirror)]
     return [(rule, move) for declared, rule, move in rules if declared]
 
 

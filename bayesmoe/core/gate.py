@@ -73,7 +73,7 @@ class Gate(abc.ABC):
     - `voronoi_exponents` and `expected_rate`, the theory that its losses are taken from.
 
     It is used as an object, ``bayesmoe.moe(MyGate(), n_experts=3)``, everywhere a name is.
-    Invariances that are not declared (`ray`, `flip`, `translates`) are taken not to exist.
+    Invariances that are not declared (`ray`, `flip`, `even`, `translates`) are taken not to exist.
     What is declared `bayesmoe.moe` tries at random points, and refuses what does not hold.
 
     Coordinates. Sampling and optimisation use identifiable coordinates of the gate, one flat
@@ -121,6 +121,11 @@ class Gate(abc.ABC):
     @property
     def flip(self) -> bool:
         """Whether two slopes (u, v) and (-v, -u) give the same gate (odd activations)."""
+        return False
+
+    @property
+    def even(self) -> bool:
+        """Whether β1_i and -β1_i give the same gate, for each expert (even activations)."""
         return False
 
     @property

@@ -88,6 +88,18 @@ def align(
     return result
 
 
+def mirrored(measures: MixingMeasure, gate: Gate, reference: MixingMeasure) -> MixingMeasure:
+    """Under an even activation, with the signs of gate slopes that the reference's have.
+
+    A prior may know the signs, which `align` therefore leaves as they are.
+    """
+    if not gate.even:
+        return measures
+    slope = np.asarray(measures.gate_slope)
+    along = np.sum(slope * np.asarray(reference.gate_slope), axis=-1, keepdims=True)
+    return measures.replace(gate_slope=np.where(along < 0, -slope, slope))
+
+
 def as_sampled(estimate: DataTree, gate: Gate) -> MixingMeasure:
     """Draws with the reference expert under which they were sampled, batch shape (chain, draw).
 

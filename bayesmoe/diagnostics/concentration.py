@@ -19,7 +19,7 @@ from bayesmoe.core.gate import Gate
 from bayesmoe.core.measure import FIELDS, MixingMeasure
 from bayesmoe.core.model import MoE
 from bayesmoe.core.validate import check_fraction
-from bayesmoe.diagnostics.alignment import align
+from bayesmoe.diagnostics.alignment import align, mirrored
 from bayesmoe.diagnostics.posterior import check_tree
 from bayesmoe.theory.identifiability import (
     Information,
@@ -97,7 +97,8 @@ def concentration(
             "model's gate"
         )
     information = expected_information(model, truth.measure, truth.quadrature_x)
-    draws = _free(information, as_measure(align(posterior, model.gate, truth.measure)))
+    named = as_measure(align(posterior, model.gate, truth.measure))
+    draws = _free(information, mirrored(named, model.gate, truth.measure))
     n = posterior["observed_data"].sizes["obs"]
     names, true, combined, jacobian = _with_ratios(model.gate, information, draws)
     tails = (1 - level) / 2

@@ -10,7 +10,8 @@ the exponents being the gate's, by the size of the cell. A top-K gate has the ma
 of cells in place of the sum over cells. The infimum runs over the gate's gauge: permutations,
 translations and flips; for the identified loss over its rays as well. Permutations change nothing
 in the formula, translations and rays are the work of `_infimum`, a flip is a second truth or a
-second estimate: the weights stay with their atoms, so that flipping both is another loss.
+second estimate: the weights stay with their atoms, so that flipping both is another loss. So are
+the signs of slopes that even activations do not know; those of the estimate are enough.
 
 References: Nguyen, Nguyen & Ho, NeurIPS 2023 (arXiv 2305.03288); Nguyen, Akbarian, Yan & Ho, ICLR
 2024 (arXiv 2309.13850); after Nguyen, Akbarian & Ho, ICML 2024 (arXiv 2401.13875).
@@ -281,7 +282,13 @@ def _flips(gate: Gate, slopes: np.ndarray) -> list[np.ndarray]:
 
 
 def _fitted_flips(gate: Gate, slopes: np.ndarray) -> list[np.ndarray]:
-    """`_flips` of each of N measures, ``(k, d, N)``; those without stay as they are."""
+    """`_flips` of each of N measures, ``(k, d, N)``; those without stay as they are.
+
+    Of an even activation all choices of signs.
+    """
+    if gate.even:
+        signs = itertools.product([1.0, -1.0], repeat=len(slopes))
+        return [np.reshape(sign, (-1, 1, 1)) * slopes for sign in signs]
     if not gate.flip:
         return [slopes]
     first = slopes[:1]
