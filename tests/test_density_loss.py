@@ -431,6 +431,8 @@ def test_errors_name_the_value_and_the_mend() -> None:
         density_losses(sc.measure, sc, n_x=4)
     with pytest.raises(ValueError, match="x has 2 covariates but the truth has 1"):
         density_losses(sc.measure, sc, x=np.ones((3, 2)))
+    with pytest.raises(ValueError, match="x is empty; at least one row is needed"):
+        density_losses(sc.measure, sc, x=np.ones((0, 1)))
     with pytest.raises(ValueError, match="estimate has d = 2 covariates"):
         density_losses(plane.measure, sc)
     with pytest.raises(ValueError, match="truth must be a single measure"):

@@ -139,6 +139,8 @@ def test_misuse_of_information() -> None:
         expected_information(bm.moe("softmax", 3), measure, X)
     with pytest.raises(ValueError, match="x 2 covariates; they must agree"):
         expected_information(model, measure, np.ones((5, 2)))
+    with pytest.raises(ValueError, match="x is empty; at least one row is needed"):
+        expected_information(model, measure, np.ones((0, 1)))
     batch = bm.MixingMeasure(*(np.stack([getattr(measure, f)] * 2) for f in FIELDS))
     with pytest.raises(ValueError, match="a single measure, got batch shape"):
         observed_information(model, batch, X, X[:, 0])

@@ -848,6 +848,20 @@ def test_the_level_of_the_contraction_radius_is_checked(level: float) -> None:
         contraction_radius(np.ones((1, 5)), level)
 
 
+@pytest.mark.parametrize("shape", [(2, 0), (3, 0, 5)])
+def test_the_contraction_radius_needs_draws(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"of shape \(.*0.*\) have no draws"):
+        contraction_radius(np.ones(shape))
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.float32, np.float64])
+def test_the_order_may_be_a_number_of_numpy(kind: type) -> None:
+    case = CASE["dense_to_sparse"]
+    measure, truth = case.measure(6, 2, 1), make_truth(case, case.measure(5, 2, 1))
+    want = voronoi_loss(measure, truth, order=2)
+    np.testing.assert_allclose(voronoi_loss(measure, truth, order=kind(2)), want)
+
+
 def test_the_contraction_radius_needs_chains() -> None:
     with pytest.raises(ValueError, match=r"shape \(\.\.\., chain, draw\), got \(5,\); add an axis"):
         contraction_radius(np.ones(5))

@@ -41,6 +41,14 @@ def check_covariates(x: Any) -> Array:
     return covariates
 
 
+def check_points(x: Any) -> Array:
+    """`check_covariates` of one row at least."""
+    covariates = check_covariates(x)
+    if covariates.shape[0] == 0:
+        raise ValueError("x is empty; at least one row is needed")
+    return covariates
+
+
 def check_observations(x: Any, y: Any) -> tuple[Array, Array]:
     """Finite covariates ``(n, d)`` and response ``(n,)`` of the same length n >= 1."""
     covariates, response = check_covariates(x), _numeric("y", y)

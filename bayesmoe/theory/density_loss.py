@@ -35,7 +35,7 @@ from jax.typing import ArrayLike
 
 from bayesmoe.core.gate import Gate
 from bayesmoe.core.measure import MixingMeasure
-from bayesmoe.core.validate import check_covariates, check_whole
+from bayesmoe.core.validate import check_points, check_whole
 from bayesmoe.theory.voronoi import Truth, as_measure, check_comparable, flatten
 
 # ends of panels over y: about means, in standard deviations; about switches, in units of log odds
@@ -104,8 +104,8 @@ def density_losses(
     ------
     ValueError
         If the truth is a batch, a field is missing from the posterior, the numbers of covariates
-        differ, ``n_x`` is too small, or the truth's points of X lie outside the unit
-        cube and no ``x`` is given.
+        differ, ``x`` is empty, ``n_x`` is too small, or the truth's points of X lie outside the
+        unit cube and no ``x`` is given.
     """
     measure = as_measure(estimate)
     check_comparable(measure, truth)
@@ -126,7 +126,7 @@ def _points_of(truth: Truth, x: ArrayLike | None, n_x: int) -> Array | int:
     """Points ``(sets, m, d)`` for averages, or the number of panels of the unit interval."""
     d = truth.measure.n_covariates
     if x is not None:
-        points = check_covariates(x)
+        points = check_points(x)
         if points.shape[1] != d:
             raise ValueError(f"x has {points.shape[1]} covariates but the truth has {d}")
         return points[None]

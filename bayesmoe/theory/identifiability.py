@@ -20,7 +20,7 @@ from jax.typing import ArrayLike
 from bayesmoe.core.gate import PARAMETER_BLOCKS, Gate, Rate
 from bayesmoe.core.measure import FIELDS, MixingMeasure
 from bayesmoe.core.model import MoE
-from bayesmoe.core.validate import check_covariates, check_whole
+from bayesmoe.core.validate import check_covariates, check_points, check_whole
 from bayesmoe.theory import _fisher
 from bayesmoe.theory._comparison import Truth
 from bayesmoe.theory._degeneracy import DISPLACEMENTS, Neighbourhood, Order
@@ -196,10 +196,10 @@ def expected_information(
     Raises
     ------
     ValueError
-        If x is not finite, the numbers of covariates or experts do not agree, or the model leaves
-        out covariates.
+        If x is empty or not finite, the numbers of covariates or experts do not agree, or the model
+        leaves out covariates.
     """
-    covariates = check_covariates(x)
+    covariates = check_points(x)
     _check_shapes(model, measure, covariates.shape[1])
     parameters = Parameters.of(model.gate, measure, free_reference=free_reference)
     return _fisher.expected_information(parameters, covariates)

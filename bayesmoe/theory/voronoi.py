@@ -175,7 +175,7 @@ def contraction_radius(losses: ArrayLike, level: float = 0.9) -> Array:
     Raises
     ------
     ValueError
-        If ``level`` is not between 0 and 1, or ``losses`` lacks the axes.
+        If ``level`` is not between 0 and 1, or ``losses`` lacks the axes or has no draws.
     """
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level!r}; use 0.9 for 90 %")
@@ -185,6 +185,8 @@ def contraction_radius(losses: ArrayLike, level: float = 0.9) -> Array:
             f"losses must have shape (..., chain, draw), got {values.shape}; "
             "add an axis for the one chain"
         )
+    if 0 in values.shape[-2:]:
+        raise ValueError(f"losses of shape {values.shape} have no draws; one at least is needed")
     quantile = partial(np.quantile, values, level, axis=(-2, -1))
     below, above = quantile(method="lower"), quantile(method="higher")
     with np.errstate(invalid="ignore"):  # infinite losses, between which it would interpolate
@@ -231,7 +233,8 @@ def check_comparable(measure: MixingMeasure, truth: Truth) -> None:
 
 
 def _check_order(order: float, gate: Gate, identified: bool) -> None:
-    if not (isinstance(order, int | float) and 1 <= order < np.inf):
+    known = isinstance(order, int | float | np.integer | np.floating)
+    if not (known and 1 <= order < np.inf):
         raise ValueError(f"order must be a number of at least 1, got {order!r}")
     if order != 1 and (identified or not (gate.ray and gate.linear)):
         what = "the identified loss" if identified else f"the {gate.label} gate"
