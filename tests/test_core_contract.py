@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -209,3 +210,16 @@ def test_the_gates_of_this_package_keep_the_contract(name: str, k: int) -> None:
 def test_so_do_the_activations(activation: str) -> None:
     gate = bm.moe("activation_dense_to_sparse", 3, activation=activation).gate
     check_behaviour(gate, 3)
+
+
+def test_a_model_may_be_made_while_a_function_is_traced() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Own(Plain):
+        name: ClassVar[str] = "own"
+
+    def total(slope: Array) -> Array:
+        measure = bm.MixingMeasure([[0.4], [0.0]], [0.1, 0.0], 1.0, slope, [0.0, 1.0], [1.0, 2.0])
+        return bm.moe(Own(), 2).log_likelihood(measure, [0.0, 1.0], [0.5, 2.0]).sum()
+
+    slope = jnp.array([[1.0], [2.0]])
+    np.testing.assert_allclose(jax.jit(total)(slope), total(slope), rtol=1e-12)

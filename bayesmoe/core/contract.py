@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+import scipy.special
 from jax import Array
 from numpyro import handlers
 
@@ -28,8 +29,8 @@ _COVARIATES = (2, 1, 3, 4)  # numbers of them that are tried: a gate may need so
 _ROUNDING = 1e-8  # relative to the largest logit
 _NOT_JAX = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
 
-# parameters and x, in other names for the same gate
-_Moved = Callable[[GateParameters, Array], tuple[GateParameters, Array]]
+_Floats = np.ndarray
+_At = tuple[Any, _Floats]  # the gate's parameters, in NumPy, which compiles nothing, and x (d, n)
 
 
 def check_state(gate: Gate) -> None:
@@ -95,7 +96,7 @@ def _check_logits(gate: Gate, n_experts: int, d: int) -> None:
     for expert in range(n_experts if gate.separable else 0):
         one = np.arange(n_experts) == expert
         slope, intercept = parameters.slope + 0.3 * one[:, None], parameters.intercept + 0.2 * one
-        moved = _logits(gate, parameters._replace(slope=slope, intercept=intercept), x)
+        moved = _logits(gate, GateParameters(slope, intercept, parameters.temperature), x)
         # which experts are active may change
         others = ~one[:, None] & np.isfinite(logits) & np.isfinite(moved)
         if not _same(logits[others], moved[others], logits):
@@ -105,29 +106,29 @@ def _check_logits(gate: Gate, n_experts: int, d: int) -> None:
             )
 
 
-def _claims(gate: Gate, d: int) -> list[tuple[str, _Moved]]:
+def _claims(gate: Gate, d: int) -> list[tuple[str, Callable[..., _At]]]:
     """What leaves the gate's probabilities as they are, in words and as a function."""
     vector = np.linspace(0.4, 0.9, d)
 
-    def shift(p: GateParameters, x: Array) -> tuple[GateParameters, Array]:
+    def shift(p: Any, x: _Floats) -> _At:
         return p._replace(intercept=p.intercept + 0.7), x
 
-    def centre(p: GateParameters, x: Array) -> tuple[GateParameters, Array]:
+    def centre(p: Any, x: _Floats) -> _At:
         return p._replace(intercept=p.intercept - p.slope @ vector), x + vector[:, None]
 
-    def translate(p: GateParameters, x: Array) -> tuple[GateParameters, Array]:
+    def translate(p: Any, x: _Floats) -> _At:
         return p._replace(slope=p.slope + vector), x
 
-    def rescale(p: GateParameters, x: Array) -> tuple[GateParameters, Array]:
+    def rescale(p: Any, x: _Floats) -> _At:
         return p._replace(slope=p.slope / (1 + vector)), x * (1 + vector[:, None])
 
-    def scale(p: GateParameters, x: Array) -> tuple[GateParameters, Array]:
+    def scale(p: Any, x: _Floats) -> _At:
         return GateParameters(*(1.7 * part for part in p)), x
 
-    def flip(p: GateParameters, x: Array) -> tuple[GateParameters, Array]:
+    def flip(p: Any, x: _Floats) -> _At:
         return p._replace(slope=np.where(p.slope == p.slope[0], -p.slope[-1], -p.slope[0])), x
 
-    def mirror(p: GateParameters, x: Array) -> tuple[GateParameters, Array]:
+    def mirror(p: Any, x: _Floats) -> _At:
         return p._replace(slope=p.slope * (-1.0) ** np.arange(len(p.slope))[::-1, None]), x
 
     rules = [(True, "one number added to all β0 changes nothing", shift)]
@@ -142,27 +143,38 @@ def _claims(gate: Gate, d: int) -> list[tuple[str, _Moved]]:
 
 def _check_program(gate: Gate, n_experts: int, d: int) -> None:
     """Raise ValueError unless the program's y has the density of the logits at its own sites."""
-    x = np.asarray(_point(n_experts, d)[1]).T
+    parameters, x = _point(n_experts, d)
     sites = Sites(PRIORS["weak"](gate), Scaling.identity(d), n_experts, d)
-    with handlers.seed(rng_seed=0), handlers.trace() as trace:
-        gate.program(jnp.asarray(x), None, sites)
+    rows, k = np.arange(_POINTS) / _POINTS, n_experts
+    values = {
+        "temperature": parameters.temperature,
+        "gate_slope_free": parameters.slope[:-1],
+        "gate_intercept_free": parameters.intercept[:-1],
+        "slope": np.sin(np.arange(k * d)).reshape(k, d),
+        "intercept": np.cos(np.arange(k)),
+        "variance": 1 + np.arange(k) / k,
+    }
+    known = {name: jax.device_put(value) for name, value in values.items()}
+    # what is known is not drawn, which would compile many programs
+    with handlers.trace() as trace, handlers.seed(rng_seed=0), handlers.substitute(data=known):
+        gate.program(jax.device_put(x.T), jax.device_put(rows), sites)
     if ("temperature" in trace) != gate.has_temperature:
         mend = "sites.gate(sites.temperature())" if gate.has_temperature else "sites.gate()"
         raise ValueError(
             f"the {gate.label} gate declares has_temperature = {gate.has_temperature}, and its "
             f"program {'lacks' if gate.has_temperature else 'has'} a temperature; use {mend} there"
         )
-    values = {name: trace[name]["value"] for name in FIELDS if name in trace}
-    if "y" not in trace or len(values) < len(FIELDS) - (not gate.has_temperature):
+    if not {*FIELDS, "y"} - {"temperature"} <= trace.keys():
         raise ValueError(
             f"the program of the {gate.label} gate must end in observe(self, MixingMeasure(...), "
             f"x, y) with what sites.gate and sites.experts return; it has the sites "
             f"{', '.join(trace)}"
         )
-    y = trace["y"]["value"]
-    measure = MixingMeasure(**{"temperature": 1.0, **values})
-    theirs = np.asarray(trace["y"]["fn"].log_prob(y))
-    if not _same(theirs, np.asarray(log_density(gate, measure, x, y)), theirs):
+    fields = {name: trace[name]["value"] for name in FIELDS if name in trace}
+    measure = MixingMeasure(**{"temperature": 1.0, **fields})
+    theirs = np.asarray(trace["y"]["fn"].log_prob(rows))
+    ours = np.asarray(_compiled_density(gate, measure, x.T, rows))
+    if not _same(theirs, ours, theirs):
         raise ValueError(
             f"the program of the {gate.label} gate gives y another density than its logits; it is "
             "to be observe(self, MixingMeasure(*sites.gate(), *sites.experts()), x, y)"
@@ -170,18 +182,19 @@ def _check_program(gate: Gate, n_experts: int, d: int) -> None:
 
 
 @functools.cache
-def _point(n_experts: int, d: int) -> tuple[GateParameters, Array]:
+def _point(n_experts: int, d: int) -> _At:
     """Parameters, of two distinct slopes for a flip, and x ``(d, n)``."""
     rng = np.random.default_rng(0)
     first, last = rng.normal(size=(2, d))
-    slope = np.where(np.arange(n_experts)[:, None] < n_experts - 1, first, last)
-    parts = slope, rng.normal(size=n_experts), rng.uniform(0.5, 1.0)
-    return GateParameters(*map(jnp.asarray, parts)), jnp.asarray(rng.uniform(1, 2, (d, _POINTS)))
+    slope: Any = np.where(np.arange(n_experts)[:, None] < n_experts - 1, first, last)
+    intercept: Any = rng.normal(size=n_experts)
+    temperature: Any = np.asarray(rng.uniform(0.5, 1.0))
+    return GateParameters(slope, intercept, temperature), rng.uniform(1, 2, (d, _POINTS))
 
 
-def _logits(gate: Gate, parameters: GateParameters, x: Array) -> np.ndarray:
-    parameters = GateParameters(*map(jnp.asarray, parameters))
-    return np.asarray(_compiled_logits(gate, parameters, jnp.asarray(x)))
+def _logits(gate: Gate, parameters: Any, x: _Floats) -> _Floats:
+    parameters = GateParameters(*(jax.device_put(np.asarray(part, float)) for part in parameters))
+    return np.asarray(_compiled_logits(gate, parameters, jax.device_put(x)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -189,8 +202,12 @@ def _compiled_logits(gate: Gate, parameters: GateParameters, x: Array) -> Array:
     return gate.logits(parameters, x)
 
 
-def _probabilities(gate: Gate, parameters: GateParameters, x: Array) -> np.ndarray:
-    return np.asarray(jax.nn.log_softmax(_logits(gate, parameters, x), axis=0))
+_compiled_density = jax.jit(log_density, static_argnums=0)
+
+
+def _probabilities(gate: Gate, parameters: Any, x: _Floats) -> _Floats:
+    with np.errstate(invalid="ignore"):
+        return scipy.special.log_softmax(_logits(gate, parameters, x), axis=0)
 
 
 def _same(one: np.ndarray, other: np.ndarray, logits: np.ndarray) -> bool:
