@@ -22,7 +22,7 @@ from bayesmoe.inference.runs import Leaping, Run, Stretch
 
 STRAIGHT, BENT = Layout(CASE["softmax"].gate(), 2, 1), Layout(CASE["sigmoid"].gate(), 2, 1)
 P = STRAIGHT.size
-TWO_HILLS = TwoHills(STRAIGHT)
+TWO_HILLS: Any = TwoHills(STRAIGHT)
 NO_DATA: Any = None
 #: of which the mixture knows the first alone; nothing is at the second
 MODES = Modes(
@@ -143,7 +143,7 @@ def test_laws_that_are_added_have_the_name_of_the_one_they_come_from() -> None:
 
 
 def test_chains_begin_anew_with_other_randomness() -> None:
-    run = Run(TWO_HILLS, Length(10, 6), NO_DATA, jax.random.key(0))  # type: ignore[arg-type]
+    run = Run(TWO_HILLS, Length(10, 6), NO_DATA, jax.random.key(0))
     chains = Leaping(run, MODES, first_hill(), 4, 1)
     u, lp = (leaf.reshape(2, 6, -1) for leaf in draws(0, 12))
     ones = np.ones((2, 6))
