@@ -201,6 +201,7 @@ def test_reference_experts_have_the_shares_that_the_prior_gives_them(
     parameters: a closed form, to four Monte Carlo errors. So too with a mixture fitted to draws.
     """
     monkeypatch.setattr(patience, "ENOUGH", np.inf if anew else 0.0)
+    monkeypatch.setattr(patience, "APART", np.inf)
     monkeypatch.setattr(patience, "MOST_THINNING", 1)
     model, prior = bm.moe("softmax", 3), weak(SOFTMAX)
     x, y = bm.scenario("lambda").simulate(1, 300)

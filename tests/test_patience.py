@@ -169,6 +169,19 @@ def test_chains_begin_anew_once_where_draws_are_worth_little(
         np.testing.assert_array_equal(sample.energy, anew.whole[:, 20 : 20 + anew.n_draws])
 
 
+def test_chains_begin_anew_where_one_has_been_where_others_were_not() -> None:
+    """Draws that are worth as many independent ones, of which one chain's spread is another."""
+    wave = Wave(1.0, teaches=Wave(0.5))
+    wave.whole[0] *= 3
+    ran, sample = sample_patiently(wave, 20, restore)
+    assert ran is wave.teaches
+    assert sample.thinning == 1
+    alone = Wave(1.0)
+    alone.whole[0] *= 3
+    ran, sample = sample_patiently(alone, 20, restore)
+    assert (ran is alone, sample.thinning, alone.n_stretches) == (True, 1, 1)
+
+
 @pytest.mark.parametrize(
     ("label", "scenario", "k"),
     [("softmax", "lambda", 2), pytest.param("softmax", "lambda", 3, marks=pytest.mark.slow)],

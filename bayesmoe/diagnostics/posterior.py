@@ -79,10 +79,10 @@ def sample_posterior(
         A MAP fit of the same model and data to start from; computed if not given.
     n_chains, n_warmup, n_draws
         Chains, and iterations per chain for adaptation and to keep. Where draws turn out to be
-        worth less than a fifth of their number, chains that leap begin anew with what the draws
-        teach about where to leap. If that is not enough, or they do not leap, chains go on and
-        keep every second transition, or every fourth (``thinning``): as many draws, which take two
-        or four times as long.
+        worth less than a fifth of their number, or chains disagree, those that leap begin anew
+        with what the draws teach about where to leap. Where draws are worth little still, chains go
+        on and keep every second transition, or every fourth (``thinning``): as many draws, which
+        take two or four times as long.
 
     Returns
     -------

@@ -129,10 +129,10 @@ def sample_chains(
         modes that its starts lead to, in proportion to their mass where that can be known.
     n_chains, n_warmup, n_draws
         Chains, and iterations per chain for adaptation and to keep. Where draws turn out to be
-        worth less than a fifth of their number, chains that leap begin anew with what the draws
-        teach about where to leap. If that is not enough, or they do not leap, chains go on and
-        keep every second transition, or every fourth: as many draws, which take two or four times
-        as long.
+        worth less than a fifth of their number, or chains disagree, those that leap begin anew
+        with what the draws teach about where to leap. Where draws are worth little still, chains go
+        on and keep every second transition, or every fourth: as many draws, which take two or four
+        times as long.
     n_threads
         Chains run at a time, all cores by default. Draws do not depend on it. An accelerator runs
         all at a time.

@@ -1,11 +1,12 @@
 """Chains learn from draws that are worth little, and go on until they are worth enough.
 
 How well chains mix is known once they have run. Where their draws are worth few independent ones,
-chains that leap begin anew with what those draws teach, which are warm-up then. If that is not
-enough they go on for as long again, and of all transitions every second is kept: as many draws,
-worth more. Chains that are apart have a small effective sample size as well, so that luck may end
-the looking while they seem to agree: there are three looks at most, and those after the first of
-chains that do not leap, or have begun anew, only where going on may help.
+or one has been where others were not, chains that leap begin anew with what those draws teach,
+which are warm-up then. If draws are still worth little they go on for as long again, and of all
+transitions every second is kept: as many draws, worth more. Chains that are apart have a small
+effective sample size as well, so that luck may end the looking while they seem to agree: there are
+three looks at most, and those after the first of chains that do not leap, or have begun anew, only
+where going on may help.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ C = TypeVar("C", bound=Chains)
 ENOUGH = 0.2
 #: transitions for each draw at most
 MOST_THINNING = 4
+#: R-hat of chains that begin anew, however much their draws are worth
+APART = 1.05
 # where going on for as long as may be would not make a tenth of the draws' number, it is of no use
 _PROMISING = 0.025
 
@@ -61,7 +64,8 @@ def sample_patiently(
         Gives draws on the scale of the data.
     """
     stretch, restored = _first(chains, n_warmup, restore)
-    if _worth(restored.watched) < ENOUGH and (taught := chains.taught(stretch)) is not None:
+    poor = _worth(restored.watched) < ENOUGH or _rhat(restored.watched) > APART
+    if poor and (taught := chains.taught(stretch)) is not None:
         chains = taught
         stretch, restored = _first(chains, n_warmup, restore)
     thinning, energy = 1, np.asarray(stretch.chains.energy)
@@ -84,6 +88,12 @@ def _worth(quantities: np.ndarray) -> float:
     with np.errstate(invalid="ignore", divide="ignore"):
         ess = array_stats.ess(quantities, chain_axis=1, draw_axis=2, method="bulk")
     return float(np.min(ess)) / quantities[0].size
+
+
+def _rhat(quantities: np.ndarray) -> float:
+    """The largest rank-normalised split R-hat; NaN of chains too short."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return float(np.max(array_stats.rhat(quantities, chain_axis=1, draw_axis=2)))
 
 
 def _joined(first: Stretch, second: Stretch) -> Stretch:
